@@ -15,7 +15,7 @@ from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.graph.quantize_ranges import collect
 from y7edge.export.graph.quantize_weights import corrected
 
-METHOD = "minmax"
+METHOD = "mse"
 """Default method to choose ranges."""
 
 

@@ -62,12 +62,7 @@ class Histogram:
             sample: a sample of the values, of any shape.
             low: the smallest of all values.
             high: the largest of all values.
-
-        Raises:
-            DataError: a value is not finite.
         """
-        if not np.isfinite([low, high, sample.sum(dtype=np.float64)]).all():
-            raise DataError("an activation is not finite on a calibration image: use fp32")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
         index = (sample.reshape(-1).astype(np.float64) / self.reach + 1) * (BINS / 2)
@@ -141,6 +136,12 @@ def collect(
             got = run(feed)
             for name in tensors:
                 sample, low, high, means = (got[f"{name}/{part}"] for part in _PARTS)
+                # The mean is not finite if a single value is not.
+                if not np.isfinite([low, high, *means.reshape(-1)]).all():
+                    raise DataError(
+                        f"calibration image {count + 1}: the values of {name} are not finite: "
+                        "export in fp32"
+                    )
                 found[name].add(sample, float(low), float(high))
                 sums[name] = sums[name] + means.sum(axis=(0, 2, 3), dtype=np.float64)
             count += len(next(iter(feed.values())))
@@ -231,7 +232,7 @@ def choose(
     if symmetric:
         high = max(-low, high)
         low = -high
-    return low, high
+    return float(low), float(high)
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:
