@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import InputInfo, Manifest, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
-from y7edge.errors import ConfigError, ParityError
+from y7edge.errors import ConfigError, ExportError, ParityError
 from y7edge.export.calibration import COUNT, Calibration, choose_images
 from y7edge.export.graph.quantize import profile_of
+from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.accuracy import Baseline, accepted
 from y7edge.export.quantization import METHOD, Quantizer
@@ -211,7 +212,13 @@ class Quantized:
             kept=tuple(layer.name for layer in quantizer.layers if layer.name in floats),
             share=round(self.share(kept), 4),
         )
-        artifact = build(quantizer.quantized(floats), described)
+        graph = quantizer.quantized(floats)
+        if problems := violations(graph, quantizer.profile):
+            raise ExportError(
+                f"the quantised graph breaks a rule of profile {quantizer.profile.name}: "
+                f"{problems[0]}; please report this"
+            )
+        artifact = build(graph, described)
         if measure is None:
             return Attempt(artifact, None, None)
         found = measure(artifact)
