@@ -149,11 +149,25 @@ class MapGate:
     def measure(
         self, artifact: Artifact, backend: str, device: str, progress: Progress
     ) -> AccuracyDifference:
-        """Evaluate the baseline's model and an artifact; return both mAPs."""
+        """Evaluate the baseline's model and an artifact; return both mAPs.
+
+        Raises:
+            ParityError: the mAP of the model is so low that no int8 artifact could fail.
+        """
         image, baseline = artifact.manifest.input, self.baseline
         if (size := (image.height, image.width)) not in baseline.measured:
             progress(f"evaluate the model on the split {baseline.split} of {baseline.data}")
         expected = baseline.metrics(size)
+        if artifact.manifest.precision == "int8" and expected.map50_95 <= (self.limit or 0):
+            problem = (
+                f"inconclusive, the model's mAP@0.5:0.95 on the split {baseline.split} of "
+                f"{baseline.data} is {expected.map50_95:.4f}, expected more than the accepted drop"
+            )
+            raise ParityError(
+                f"the artifact cannot be accepted: {problem}; use a data set like that of the "
+                "training, or train longer",
+                ParityReport("inconclusive", (problem,)),
+            )
         progress("evaluate the artifact")
         options = SessionOptions(device, check_payload=False)
         session = registry.open_session(artifact, options, backend)
