@@ -25,7 +25,7 @@ from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
 from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
-from y7edge.export.fallback import Inputs, Options, Quantized, quantized
+from y7edge.export.fallback import Options, Quantized, quantized
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.rewrites import choose, recorded
@@ -281,7 +281,7 @@ def _graph(
 def _build(
     order: _Order, request: BuildRequest, model: onnx.ModelProto, gate: MapGate | None
 ) -> tuple[Artifact, AccuracyDifference | None, tuple[FallbackStep, ...]]:
-    """Build the artifact; quantise the graph first if the target takes QDQ graphs.
+    """Build the artifact, of a quantised graph if the precision is int8.
 
     Quantised artifacts are evaluated, because their mAP decides which layers stay in float. Returns
     the artifact, its mAP if it was evaluated, and the attempts.
@@ -290,11 +290,6 @@ def _build(
     tell(f"build the {target.NAME} artifact")
     if calibration is None:
         return _built(request, target, model), None, ()
-    if not target.PROFILES:
-        described = Quantization(None, None, calibration.digest, calibration.names)
-        manifest = replace(request.manifest, quantization=described)
-        given = Inputs(calibration, manifest.input)
-        return _built(replace(request, manifest=manifest, images=given), target, model), None, ()
 
     def built(graph: onnx.ModelProto, described: Quantization) -> Artifact:
         shutil.rmtree(request.folder, ignore_errors=True)  # of an earlier attempt

@@ -106,7 +106,7 @@ def require_rules(artifact: Artifact) -> None:
         RuntimeMissing: onnx is not installed.
     """
     described = artifact.manifest.quantization
-    if artifact.manifest.target != "onnx" or described is None or described.profile is None:
+    if artifact.manifest.target != "onnx" or described is None:
         return
     require({"onnx": "y7edge[export]"}, "the check of a quantised graph")
     import onnx

@@ -21,7 +21,7 @@ from y7edge.cli import main
 from y7edge.data.synthetic import scenes
 from y7edge.detect.selftest import RECIPE_8BIT, selftest
 from y7edge.errors import ConfigError, ExportError, ParityError
-from y7edge.export import fallback, pipeline
+from y7edge.export import fallback
 from y7edge.export.calibration import choose_images
 from y7edge.export.conversion import build
 from y7edge.export.pipeline import export
@@ -114,24 +114,34 @@ def test_probes_are_samples_of_its_own_outputs(made):
         assert probes.INT8_LEAST < probe.tolerance <= probes.INT8_MOST
 
 
+def test_it_is_verified_by_its_map(made, baseline):
+    told = []
+    assert verify(made.path, CHECKPOINT, progress=told.append).accuracy is None
+    assert any("the mAP is not measured" in line for line in told)
+    found = verify(made.path, CHECKPOINT, data=baseline, max_map_drop=DROP).accuracy
+    before = ParityReport.from_dict(made.manifest.parity).accuracy
+    assert (found.artifact, found.reference) == (before.artifact, before.reference)
+    baseline._metrics[SIZE, SIZE], whole = (
+        replace(baseline.metrics((SIZE, SIZE)), map50_95=0.99),
+        baseline.metrics((SIZE, SIZE)),
+    )
+    try:
+        with pytest.raises(ParityError, match=r"is less accurate .* at most 0\.005"):
+            verify(made.path, CHECKPOINT, data=baseline)
+    finally:
+        baseline._metrics[SIZE, SIZE] = whole
+
+
 def test_the_commands_work(made, data, capsys):
-    path = str(made.path)
+    path, found = str(made.path), ParityReport.from_dict(made.manifest.parity).accuracy
     assert main(["selftest", path]) == 0
-    assert main(["verify", path, "--against", str(FILE)]) == 0
-    assert "the mAP is not measured" in capsys.readouterr().err
-    words = ["verify", path, "--against", str(FILE), "--data", str(data), "--json"]
-    assert main([*words, "--max-map-drop", str(DROP)]) == 0
-    found = ParityReport.from_dict(made.manifest.parity).accuracy
-    assert json.loads(capsys.readouterr().out)["accuracy"]["artifact"] == found.artifact
-    assert main([*words, "--max-map-drop", "0"]) == (4 if found.drop > 0 else 0)
     capsys.readouterr()
     assert main(["info", path]) == 0
     printed = capsys.readouterr().out
     assert f"ranges by {METHOD} of {COUNT} images; in float: /row77/lead/0/Conv" in printed
     assert main(["val", path, "--data", str(data), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["map50_95"] == pytest.approx(
-        found.artifact, abs=1e-6
-    )
+    record = json.loads(capsys.readouterr().out)
+    assert record["map50_95"] == pytest.approx(found.artifact, abs=1e-6)
     assert main(["benchmark", path, "--runs", "2", "--threads", "1"]) == 0
     assert diff(made.path, FILE, imgsz=SIZE).status == "close"
 
@@ -254,14 +264,19 @@ def test_build_adds_what_the_onnx_artifact_lost(made, data, tmp_path, capsys):
     assert [p.samples for p in built.manifest.probes] != [p.samples for p in made.manifest.probes]
     for threads in (1, 2):
         assert all(p.deviation < 1e-6 for p in selftest(out, threads=threads).probes)
-    assert verify(out, CHECKPOINT).status == "passed"
-    words = ["build", str(made.path), "--target", "openvino", "--out", str(tmp_path / "n.xml")]
-    least = report.accuracy.drop - 1e-4
-    if least > 0:
-        assert main([*words, "--data", str(data), "--max-map-drop", f"{least:.6f}"]) == 4
-        assert not (tmp_path / "n.xml").exists()
-    assert main(words) == 1
+    assert main(["build", str(made.path), "--target", "openvino", "--out", str(out)]) == 1
     assert "accepted by its mAP: give a labelled data set" in capsys.readouterr().err
+
+
+def test_build_refuses_what_loses_too_much_in_all(made, data, tmp_path):
+    require_openvino()
+    recorded = made.manifest.parity
+    changed = {**recorded, "accuracy": {**recorded["accuracy"], "artifact": 0.01}}
+    path = tampering.rewrite(made.path, tmp_path / "m.onnx", parity=changed)
+    baseline = Baseline(registry.load(path), data)
+    with pytest.raises(ParityError, match=r"drops by 0\.\d+ on .* expected at most 0\.1;"):
+        build(path, tmp_path / "m.xml", target="openvino", data=baseline, max_map_drop=DROP)
+    assert not (tmp_path / "m.xml").exists()
 
 
 def test_an_unverified_artifact_is_built_without_onnx(unlabelled, tmp_path):
@@ -281,7 +296,7 @@ def test_an_unverified_artifact_is_built_without_onnx(unlabelled, tmp_path):
     found = json.loads(done.stdout)["parity"]
     assert (found["status"], found["reason"]) == ("unverified", "no labels here")
     assert selftest(out).status == "passed"
-    with pytest.raises(ConfigError, match="status 'unverified', expected .* 'passed'"):
+    with pytest.raises(ConfigError, match=r"status 'unverified', expected .* 'passed'"):
         build(unlabelled.path, tmp_path / "n.xml", target="openvino", data="x")
 
 
@@ -316,7 +331,7 @@ def wrong_scale(model, factor, kinds=("QuantizeLinear", "DequantizeLinear")):
 
 
 def twice(model, activation):
-    """The output of the first such node is quantised a second time, with half of the range."""
+    """The output of the first such node is quantised a second time, with an eighth of its range."""
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     nodes = broken.graph.node
@@ -325,12 +340,12 @@ def twice(model, activation):
         at += 1
     scale, zero = nodes[at].input[1:]
     value = next(numpy_helper.to_array(t) for t in broken.graph.initializer if t.name == scale)
-    broken.graph.initializer.append(numpy_helper.from_array(np.float32(value / 2), "half"))
+    broken.graph.initializer.append(numpy_helper.from_array(np.float32(value / 8), "less"))
     old = nodes[at].output[0]
     for node in nodes:
         node.input[:] = ["again" if name == old else name for name in node.input]
-    first = helper.make_node("QuantizeLinear", [old, "half", zero], ["inner"], name="first")
-    second = helper.make_node("DequantizeLinear", ["inner", "half", zero], ["again"], name="second")
+    first = helper.make_node("QuantizeLinear", [old, "less", zero], ["inner"], name="first")
+    second = helper.make_node("DequantizeLinear", ["inner", "less", zero], ["again"], name="second")
     nodes.insert(at + 1, second)
     nodes.insert(at + 1, first)
     return broken
@@ -350,10 +365,8 @@ def test_verify_and_build_refuse_a_broken_graph(symmetric, tmp_path, kind):
     with pytest.raises(ParityError, match="breaks a rule of profile s8s8: ") as caught:
         verify(path, CHECKPOINT)
     assert caught.value.report.status == "failed"
-    onnx_target = targets.get("onnx")
     with pytest.raises(ParityError, match="breaks a rule of profile s8s8"):
         build(path, tmp_path / "m.xml", target="openvino", unverified="x")
-    assert onnx_target.PROFILES  # for the export, the same rules hold: see below
     if kind != next(iter(BROKEN)):  # a range of twice the size only loses one bit
         with pytest.raises(ParityError, match="outputs on this machine differ"):
             selftest(path)
@@ -397,9 +410,7 @@ def test_a_sigmoid_that_is_quantised_twice_is_found(data, tmp_path):
 def test_layers_in_float_that_the_manifest_does_not_name(made, tmp_path):
     described = replace(made.manifest.quantization, kept=made.manifest.quantization.kept[:2])
     path = tampering.rewrite(made.path, tmp_path / "m.onnx", quantization=described)
-    with pytest.raises(
-        ParityError, match=r"wrong about /row77/lead/2/Conv: whether it is in float"
-    ):
+    with pytest.raises(ParityError, match=r"wrong about /row77/lead/2/Conv"):
         verify(path, CHECKPOINT)
 
 
@@ -432,4 +443,3 @@ def test_outputs_that_are_not_finite_are_refused(data, tmp_path, monkeypatch):
             **{**OPTIONS, "calib_images": 2},
         )
     assert not list(tmp_path.iterdir())
-    assert pipeline.Options is fallback.Options

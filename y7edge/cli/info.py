@@ -198,11 +198,10 @@ def _entries(values: dict[str, Any] | None) -> str | None:
 def _quantization(values: dict[str, Any] | None) -> str | None:
     if not values:
         return None
-    share = "" if values["share"] is None else f", {values['share']:.1%} of the multiplications"
     kept = ", ".join(values["kept"]) or "no convolution"
     return (
-        f"profile {values['profile'] or 'of the converter'}{share}, ranges by "
-        f"{values['ranges'] or 'the converter'} of {len(values['images'])} images; in float: {kept}"
+        f"profile {values['profile']}, {values['share']:.1%} of the multiplications, ranges by "
+        f"{values['ranges']} of {len(values['images'])} images; in float: {kept}"
     )
 
 
