@@ -33,7 +33,7 @@ from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
 from y7edge.export.proof.accuracy import MAX_INT8_DROP, Baseline, MapGate, gated, judged
 from y7edge.export.proof.images import Images, gather
-from y7edge.export.proof.probes import make_probes, probed_in
+from y7edge.export.proof.probes import make_probes, own_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
@@ -319,7 +319,7 @@ def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artif
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     if built.manifest.precision == "int8":
         tell("run the artifact on the probes")
-        probes = probed_in(built, runtime, order.device, limits.probe)
+        probes = own_probes(built, runtime, order.device)
     else:
         tell("run the reference model on the probes")
         probes = make_probes(built.manifest, reference, limits.probe)

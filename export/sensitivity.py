@@ -11,17 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import LevelInfo
-from y7edge.errors import DataError
+from y7edge.errors import DataError, ExportError
 from y7edge.export.graph.quantize import PROFILES, placement_of, quantize
 from y7edge.export.graph.quantize_placement import Wiring
-from y7edge.export.graph.quantize_ranges import opened
 from y7edge.export.proof.agreement import Candidate, Decoded, candidates_of, decode, iou
 from y7edge.export.quantization import Quantizer
 from y7edge.files import temporary_folder
@@ -30,11 +28,13 @@ from y7edge.runtimes import onnxrt
 TIMED = "u8s8"
 """The profile whose time is measured: ONNX Runtime computes only this one in integers."""
 
+IMAGES = 32
+"""Default number of images on which the candidates are compared."""
+
 _RUNS = 15  # of each graph, for the times
 _LEAST_SAVED = 0.05  # fraction of the mean time saved by a layer: less is not told from noise
 
 Progress = Callable[[str], None]
-Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def measure(
     *,
     progress: Progress | None = None,
     threads: int | None = None,
+    drop: Callable[[onnx.ModelProto], float] | None = None,
 ) -> tuple[LayerDamage, ...]:
     """Quantise each convolution alone, and compare the candidates with those of the float graph.
 
@@ -78,30 +79,37 @@ def measure(
         levels: strides and anchors.
         nc: number of classes.
         progress: called with one line for each step; the first says how long all will take.
-        threads: number of engine threads for the times; None: the physical cores.
+        threads: number of engine threads; None: the physical cores that this process may use.
+        drop: function that returns the drop of the mAP of a graph; None: it is not measured.
 
     Returns:
         One record for each convolution, in the order of computation.
 
     Raises:
         DataError: there are no images.
+        ExportError: a graph gives boxes or scores that are not finite.
     """
     if not images:
         raise DataError("there are no images to measure the sensitivity of the layers on")
     tell, names = progress or (lambda _: None), {layer.name for layer in quantizer.layers}
-    comparison = _Comparison(quantizer.model, images, levels, nc)
+    comparison = _Comparison(quantizer.model, images, levels, nc, threads)
     saved = saved_times(quantizer, images[0], threads)
     found: list[LayerDamage] = []
     for index, layer in enumerate(quantizer.layers):
         start = time.perf_counter()
-        boxes, scores = comparison.errors(quantizer.quantized(names - {layer.name}))
-        seconds = time.perf_counter() - start
+        graph = quantizer.quantized(names - {layer.name})
+        boxes, scores = comparison.errors(graph)
+        if not math.isfinite(boxes + scores):
+            raise ExportError(
+                f"{layer.name} in int8 gives boxes that are not finite: keep it in float"
+            )
+        points = None if drop is None else drop(graph)
         if not index:
-            total = seconds * len(names) / 60
-            tell(f"{seconds:.1f} s per layer, {len(names)} layers: about {total:.1f} min in total")
-        damage = boxes + scores
-        ms = saved[layer.name]
-        found.append(LayerDamage(layer.name, damage, ms, layer.macs, boxes, scores))
+            seconds = time.perf_counter() - start
+            minutes = seconds * len(names) / 60
+            tell(f"{seconds:.1f} s per layer, {len(names)} layers: about {minutes:.1f} min")
+        damage, ms = boxes + scores, saved[layer.name]
+        found.append(LayerDamage(layer.name, damage, ms, layer.macs, boxes, scores, points))
         tell(f"{index + 1}/{len(names)} {layer.name}: damage {damage:.5f}, saves {ms:.3f} ms")
     return tuple(found)
 
@@ -119,8 +127,7 @@ def order(found: Iterable[LayerDamage]) -> list[str]:
     least = _LEAST_SAVED * sum(costs) / max(len(layers), 1)
 
     def rate(index: int) -> float:
-        damage = layers[index].damage
-        return math.inf if math.isnan(damage) else damage / max(costs[index], least)
+        return layers[index].damage / max(costs[index], least)
 
     return [layers[i].name for i in sorted(range(len(layers)), key=rate, reverse=True)]
 
@@ -187,12 +194,13 @@ class _Comparison:
         images: Sequence[NDArray[Any]],
         levels: Sequence[LevelInfo],
         nc: int,
+        threads: int | None,
     ) -> None:
         """Run the float graph on the images."""
         wiring = Wiring(model)
         (self._input,) = wiring.inputs
         self._outputs, self._images = wiring.outputs, images
-        self._levels, self._nc = levels, nc
+        self._levels, self._nc, self._threads = levels, nc, threads
         self._activated = wiring.producer[wiring.outputs[0]].op_type == "Sigmoid"
         self._expected: list[list[Candidate]] = [
             candidates_of(i, decoded) for i, decoded in enumerate(self._decoded(model))
@@ -210,7 +218,9 @@ class _Comparison:
 
     def _decoded(self, model: onnx.ModelProto) -> Iterable[Decoded]:
         with temporary_folder() as folder:
-            run: Run = opened(model, [], Path(folder))
+            path = folder / "graph.onnx"
+            path.write_bytes(model.SerializeToString())
+            run = onnxrt.opened(path, self._threads)
             for image in self._images:
                 given = run({self._input: image})
                 heads = [given[name] for name in self._outputs]

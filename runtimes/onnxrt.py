@@ -132,13 +132,17 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     return opened(path)(feeds)
 
 
-def opened(path: Path) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+def opened(
+    path: Path, threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
     """Open an .onnx file on the CPU, without manifest; return a function that runs it.
+
+    ``threads``: number of threads; None: the physical cores that this process may use.
 
     Raises:
         DeviceError: ONNX Runtime cannot open the file; also raised by the function.
     """
-    engine = _start(path, SessionOptions(device="cpu"))
+    engine = _start(path, SessionOptions(device="cpu", threads=threads))
     names = [output.name for output in engine.get_outputs()]
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -66,6 +66,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("u8s8", "uint8", False, False, False, True, 17, "CPUs with VNNI or AMX, QNN, RKNN"),
+        Profile("u8s8-fused", "uint8", False, True, False, True, 17, "OpenVINO"),
         Profile("s8s8", "int8", True, True, True, False, 17, "TensorRT"),
         Profile("u16s8", "uint16", False, False, False, True, 21, "NPUs with 16-bit activations"),
     )

@@ -43,7 +43,7 @@ from y7edge.export.proof.agreement import (
 from y7edge.export.proof.detections import compare_detections
 from y7edge.export.proof.final_boxes import compare_final_boxes
 from y7edge.export.proof.images import ProofImages
-from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
+from y7edge.export.proof.probes import INT8_MOST, decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
@@ -51,11 +51,7 @@ from y7edge.runtimes.base import Session, SessionOptions
 SPREAD = 0.2
 """If the candidates' scores differ by less, the proof is inconclusive."""
 
-INT8_PROBE = 0.02
-"""Largest accepted deviation of an int8 artifact's outputs from those in the engine that proved it,
-as a fraction of the output's largest magnitude."""
-
-_OWN = Tolerance(None, None, iou=0.95, score=0.02, peak=None, probe=INT8_PROBE)  # see _own
+_OWN = Tolerance(None, None, iou=0.95, score=0.02, peak=None, probe=INT8_MOST)  # see _own
 
 _LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}  # largest finite value
 
@@ -71,7 +67,7 @@ def tolerance(precision: str, deviation: float) -> Tolerance:
     if precision == "fp32":
         return Tolerance(deviation, None, iou=0.999, score=1e-3, peak=None, probe=deviation)
     if precision == "int8":
-        return Tolerance(None, None, iou=0.0, score=1.0, peak=None, probe=INT8_PROBE)
+        return Tolerance(None, None, iou=0.0, score=1.0, peak=None, probe=INT8_MOST)
     if precision not in _LARGEST:
         known = " or ".join(("fp32", *_LARGEST, "int8"))
         raise ConfigError(f"cannot prove precision {precision}, expected {known}")
