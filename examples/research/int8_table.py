@@ -52,6 +52,7 @@ from y7edge.artifact.description import describe
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep
 from y7edge.data import dataset
+from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
 from y7edge.detect.detector import Detector
 from y7edge.detect.preprocess import Preprocessor
@@ -79,6 +80,7 @@ RECIPE = "python -m venv ENV && ENV/bin/pip install nncf==3.4.0 openvino==2026.4
 TARGETS = ("onnx", "openvino")
 NNCF = "nncf"
 COMPARED = 8  # images for the cosines
+_SCENE = (480, 640)
 KEY = ("model", "size", "images", "evaluated", "target", "profile", "ranges", "heads")
 HEADER = {
     "model": "model",
@@ -146,17 +148,24 @@ class Model:
         """Yield the calibration images as the network's input."""
         if self.calibration is not None:
             yield from self.calibration.inputs(self.manifest.input)
-            return
-        preprocess = Preprocessor(self.manifest.input)
-        for seed in range(self._images):
-            pixels = np.empty(preprocess.tensor.shape, preprocess.tensor.dtype)
-            preprocess(scenes.scene(seed, (480, 640)).image, out=pixels[0])
-            yield pixels
+        else:
+            yield from self._prepared(scenes.scene(n, _SCENE).image for n in range(self._images))
 
     @cached_property
     def some(self) -> list[NDArray[Any]]:
-        """The first calibration images."""
-        return list(itertools.islice(self.inputs(), COMPARED))
+        """Some images of "val", or scenes that are not used for the calibration."""
+        if self._data is not None:
+            samples = self._samples[0][:COMPARED]
+            return list(self._prepared(read_image(s.path, s.levels) for s in samples))
+        seeds = range(self._images, self._images + COMPARED)
+        return list(self._prepared(scenes.scene(seed, _SCENE).image for seed in seeds))
+
+    def _prepared(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[Any]]:
+        preprocess = Preprocessor(self.manifest.input)
+        for frame in frames:
+            pixels = np.empty(preprocess.tensor.shape, preprocess.tensor.dtype)
+            preprocess(frame, out=pixels[0])
+            yield pixels
 
     def quantizer(self, profile: str, method: str) -> Quantizer:
         """Return the graph that is calibrated for a profile, with a range method."""
@@ -171,12 +180,13 @@ class Model:
             raise ConfigError("there is no data set to evaluate on: give --data")
         detector = Detector.from_session(session, manifest)  # not closed: the caller's session
         samples, names = self._samples
-        return evaluate(detector.detect_for_evaluation, samples, names).map50_95
+        chosen = samples[: self._evaluated]
+        return evaluate(detector.detect_for_evaluation, chosen, names).map50_95
 
     @cached_property
     def _samples(self) -> tuple[Sequence[Any], Sequence[str]]:
         loaded = same_classes(self.names, dataset.load(str(self._data), splits=["val"]), None)
-        return loaded.split("val")[: self._evaluated], self.names
+        return loaded.split("val"), self.names
 
 
 def main() -> int:
@@ -188,7 +198,12 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=256, help="number of calibration images")
     parser.add_argument("--evaluate", type=int, help="evaluate only so many images")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only these")
-    parser.add_argument("--profile", action="append", choices=tuple(PROFILES), help="only these")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        choices=tuple(PROFILES),
+        help="only these, also those that a target does not take",
+    )
     parser.add_argument("--ranges", action="append", choices=METHODS, help="only these")
     parser.add_argument("--int8-heads", action="store_true", help="also rows with int8 heads")
     parser.add_argument("--nncf", action="store_true", help="also rows of NNCF")
@@ -202,7 +217,7 @@ def main() -> int:
     except Y7EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(table(read(options.out)))
+    print(table(read(options.out), HEADER, FORMS))
     return 0
 
 
@@ -213,8 +228,8 @@ def kinds(options: argparse.Namespace) -> Iterator[Kind]:
     for profile in options.profile or PROFILES:
         for method in options.ranges or METHODS:
             for target in chosen:
-                for head in heads:
-                    yield Kind(target, profile, method, head)
+                if options.profile or profile in targets.get(target).PROFILES:
+                    yield from (Kind(target, profile, method, head) for head in heads)
     if options.nncf:
         for target in chosen:
             yield from (Kind(target, NNCF, NNCF, head) for head in ("float", "int8"))
@@ -233,7 +248,7 @@ def measure(options: argparse.Namespace) -> None:
             place = Path(folder)
             if kind.target not in floats:
                 artifact = built(model, kind.target, model.graph, place / f"fp32-{kind.target}")
-                bench = Bench(model, artifact, data=options.data is not None)
+                bench = Bench.of(model, artifact, data=options.data is not None)
                 floats[kind.target] = stack.enter_context(closing(bench))
             print(f"{model.name}: {' '.join(asdict(kind).values())}", file=sys.stderr, flush=True)
             row = {**key, **measured(model, kind, floats[kind.target], place / "int8", options)}
@@ -242,32 +257,46 @@ def measure(options: argparse.Namespace) -> None:
 
 
 class Bench:
-    """An artifact that is open in its engine, on one thread."""
+    """A session of a model, its mAP, and its outputs for some images.
 
-    def __init__(self, model: Model, artifact: Artifact, *, data: bool) -> None:
-        """Open the artifact; evaluate it if there is ``data``."""
-        self.artifact, self.model = artifact, model
+    Attributes:
+        session: The open session.
+        map: The mAP@0.5:0.95 on the split "val"; None if there are no data.
+    """
+
+    def __init__(self, model: Model, session: Session, manifest: Manifest, *, data: bool) -> None:
+        """Evaluate the session if there is ``data``."""
+        self.session, self._model, self._manifest = session, model, manifest
+        self.map = model.evaluate(session, manifest) if data else None
+
+    @classmethod
+    def of(cls, model: Model, artifact: Artifact, *, data: bool) -> Bench:
+        """Open an artifact in its engine, on one thread."""
         runtime = str(targets.get(artifact.manifest.target).RUNTIME)
         given = SessionOptions("cpu", threads=1, check_payload=False)
-        self.session = registry.open_session(artifact, given, runtime)
-        self.map = model.evaluate(self.session, artifact.manifest) if data else None
+        session = registry.open_session(artifact, given, runtime)
+        return cls(model, session, artifact.manifest, data=data)
 
+    @cached_property
     def outputs(self) -> list[list[NDArray[Any]]]:
-        """Return the outputs for the compared images."""
-        name = self.artifact.manifest.input.name
-        names = [output.name for output in self.artifact.manifest.outputs]
-        found = [self.session.infer({name: pixels}) for pixels in self.model.some]
+        """The outputs for each of the compared images."""
+        names = [output.name for output in self._manifest.outputs]
+        found = [self.session.infer({self._image: pixels}) for pixels in self._model.some]
         return [[outputs[key] for key in names] for outputs in found]
 
     def call(self) -> float:
         """Run the first image; return the milliseconds."""
         began = time.perf_counter()
-        self.session.infer({self.artifact.manifest.input.name: self.model.some[0]})
+        self.session.infer({self._image: self._model.some[0]})
         return 1000 * (time.perf_counter() - began)
 
     def close(self) -> None:
         """Free the engine's memory."""
         self.session.close()
+
+    @property
+    def _image(self) -> str:
+        return self._manifest.input.name
 
 
 def measured(
@@ -288,7 +317,7 @@ def measured(
         floats = heads.union(kept)
         artifact = built(model, kind.target, source.quantized(floats), folder)
         row |= {"floats": len(floats), "layers": len(source.layers), "share": source.share(floats)}
-    with closing(Bench(model, artifact, data=options.data is not None)) as bench:
+    with closing(Bench.of(model, artifact, data=options.data is not None)) as bench:
         row |= compared(reference, bench) | timed(reference, bench, options.runs)
         if bench.map is not None and reference.map is not None:
             row |= {"map": bench.map, "reference": reference.map, "drop": reference.map - bench.map}
@@ -325,7 +354,11 @@ class Search:
             return ()
         model, share = self._model, self._share
         found = sensitivity.measure(
-            self._source, model.some, model.manifest.levels, model.manifest.nc, threads=1
+            self._source,
+            list(itertools.islice(model.inputs(), COMPARED)),
+            model.manifest.levels,
+            model.manifest.nc,
+            threads=1,
         )
         order = [name for name in sensitivity.order(found) if name not in self._heads]
         chosen = fall_back(lambda names: self._attempt(names, limit), order, share)
@@ -340,7 +373,7 @@ class Search:
         self.attempts += 1
         proto = self._source.quantized(self._heads.union(kept))
         artifact = built(self._model, self._target, proto, self._folder)
-        with closing(Bench(self._model, artifact, data=True)) as bench:
+        with closing(Bench.of(self._model, artifact, data=True)) as bench:
             found = AccuracyDifference("", "val", 0, self._reference, bench.map or 0.0, limit)
         share = self._share(kept)
         print(f"  {len(kept)} more in float: drop {found.drop:.4f}", file=sys.stderr, flush=True)
@@ -350,9 +383,9 @@ class Search:
 
 def compared(reference: Bench, bench: Bench) -> Row:
     """Compare the outputs for some images with those of the fp32 artifact."""
-    agreements = [TensorAgreement(1) for _ in bench.artifact.manifest.outputs]
+    agreements = [TensorAgreement(1) for _ in reference.outputs[0]]
     errors = []
-    for ours, theirs in zip(reference.outputs(), bench.outputs(), strict=True):
+    for ours, theirs in zip(reference.outputs, bench.outputs, strict=True):
         for agreement, a, b in zip(agreements, ours, theirs, strict=True):
             agreement.add(a, b)
             errors.append(float(np.abs(a - b).mean()))
@@ -411,7 +444,7 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-_FORMS: Mapping[str, str] = {
+FORMS: Mapping[str, str] = {
     "map": ".4f",
     "drop": ".4f",
     "share": ".1%",
@@ -422,9 +455,15 @@ _FORMS: Mapping[str, str] = {
 }
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [f"| {' | '.join(HEADER.values())} |", "|---" * len(HEADER) + "|"]
+def table(rows: Iterable[Row], header: Mapping[str, str], forms: Mapping[str, str]) -> str:
+    """Return the rows as a Markdown table.
+
+    Args:
+        rows: the rows.
+        header: key in the rows -> title of the column.
+        forms: key -> how numbers are formatted.
+    """
+    lines = [f"| {' | '.join(header.values())} |", "|---" * len(header) + "|"]
     for row in rows:
         shown = {
             **row,
@@ -433,8 +472,8 @@ def table(rows: Iterable[Row]) -> str:
             "profile": row["profile"] + (", int8 heads" if row["heads"] == "int8" else ""),
         }
         cells = (
-            "-" if shown.get(key) is None else format(shown[key], _FORMS.get(key, ""))
-            for key in HEADER
+            "-" if shown.get(key) is None else format(shown[key], forms.get(key, ""))
+            for key in header
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Run one graph in a vendor's tool, for ``int8_vendors.py``; read and print lines of JSON.
 
-    ENV/bin/python -I examples/research/int8_vendor.py qnn graph.onnx '{"arch": "75"}'
+    ENV/bin/python -I examples/research/int8_vendor.py qnn graph.onnx '{"chip": "75"}'
 
 This script runs in the vendor's own environment, which has numpy but not y7edge. The first line
 that it prints has the versions and the seconds of the preparation, or an error. Then it reads lines
@@ -10,7 +10,7 @@ are written beside it as .npz, in the order of the graph's outputs.
 * qnn: Qualcomm's execution provider for ONNX Runtime, in the emulation of the HTP that its wheel
   for x86-64 contains. The fallback to the CPU is switched off.
 * rknn: Rockchip's toolkit and its simulator. The option ``dataset`` is a file with the paths of
-  calibration images, (1, H, W, 3) uint8 in .npy files: the toolkit then quantises the graph itself.
+  calibration images, (1, 3, H, W) uint8 in .npy files: the toolkit then quantises the graph itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def qnn(path: str, options: Mapping[str, str]) -> tuple[Run, dict[str, str]]:
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     provider = {
         "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
-        "htp_arch": options["arch"],
+        "htp_arch": options["chip"],
         "offload_graph_io_quantization": "0",
     }
     settings.add_provider_for_devices(devices[:1], provider)
@@ -59,7 +59,7 @@ def rknn(path: str, options: Mapping[str, str]) -> tuple[Run, dict[str, str]]:
 
     tool = RKNN(verbose=False)
     tool.config(
-        mean_values=[[0, 0, 0]], std_values=[[255, 255, 255]], target_platform=options["platform"]
+        mean_values=[[0, 0, 0]], std_values=[[255, 255, 255]], target_platform=options["chip"]
     )
     dataset = options.get("dataset")
     quantise = dataset is not None
@@ -97,7 +97,8 @@ def main() -> int:
         run, versions = {"qnn": qnn, "rknn": rknn}[vendor](path, json.loads(options))
     except (Exception, SystemExit) as error:  # the tools have no common exception class
         text = " ".join(str(error).split()) or type(error).__name__
-        print(json.dumps({"error": text[-300:]}), file=lines)
+        # Rockchip's messages begin with a traceback.
+        print(json.dumps({"error": text.rpartition("Error: ")[2][:300]}), file=lines)
         return 1
     seconds = round(time.perf_counter() - began, 2)
     print(json.dumps({"versions": versions, "seconds": seconds}), file=lines)
