@@ -52,9 +52,9 @@ from y7edge.runtimes.base import Session
 OWN = "own"  # the vendor's tool quantises
 GRAPHS = {"qnn": ("u8s8", "s8s8", "u16s8"), "rknn": (OWN, "u8s8", "s8s8", "u16s8")}
 CHIPS = {"qnn": "75", "rknn": "rk3588"}  # version of the HTP; Rockchip's name
-RECIPES = {
-    "qnn": ("onnxruntime_qnn", "pip install onnxruntime==1.32.0 onnxruntime-qnn==2.7.0"),
-    "rknn": ("rknn", "the head of examples/research/int8_vendors.py has the commands"),
+RECIPES = {  # module, package, and the commands that install it
+    "qnn": ("onnxruntime_qnn", "onnxruntime-qnn", "pip install onnxruntime-qnn==2.7.0"),
+    "rknn": ("rknn", "rknn-toolkit2", "see the head of examples/research/int8_vendors.py"),
 }
 KEY = ("model", "size", "images", "evaluated", "vendor", "chip", "profile", "ranges", "heads")
 HEADER = {
@@ -214,8 +214,9 @@ class VendorSession(Session):
             RuntimeMissing: its interpreter was not found.
             DeviceError: it does not accept the graph.
         """
-        module, recipe = RECIPES[vendor]
+        module, package, recipe = RECIPES[vendor]
         python = converters.find_interpreter(vendor, module, recipe)
+        converters.require_packages(python, (package,), recipe)
         script = Path(__file__).with_name("int8_vendor.py").absolute()
         self._image, self._names = folder / "image.npy", [o.name for o in manifest.outputs]
         self._times: list[float] = []
