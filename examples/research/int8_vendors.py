@@ -47,6 +47,7 @@ from y7edge.errors import DeviceError, Y7EdgeError
 from y7edge.export import converters
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.agreement import candidates_of, decode, iou
+from y7edge.export.quantization import METHOD
 from y7edge.runtimes.base import Session
 
 OWN = "own"  # the vendor's tool quantises
@@ -97,7 +98,7 @@ def main() -> int:
     parser.add_argument("--vendor", action="append", choices=tuple(GRAPHS), help="only these")
     parser.add_argument("--chip", help="another version of the HTP, or another chip of Rockchip")
     parser.add_argument("--profile", action="append", help=f"only these; {OWN!r}: the tool's own")
-    parser.add_argument("--ranges", default="minmax", choices=METHODS)
+    parser.add_argument("--ranges", default=METHOD, choices=METHODS)
     parser.add_argument("--out", type=Path, required=True, help="file of the rows, JSON lines")
     options = parser.parse_args()
     try:
