@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from y7edge.export.graph.quantize import PROFILES, placement_of, quantize, ranges_of
 from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.graph.quantize_ranges import collect
+from y7edge.export.graph.quantize_weights import corrected
 
-METHOD = "minmax"
+METHOD = "mse"
 """Default method to choose ranges."""
 
 
@@ -41,6 +42,8 @@ class Quantizer:
         profile: The profile of the QDQ graphs.
         method: The method that chose the ranges.
         layers: All convolutions, in the order of computation.
+        means: Mean of each channel (C,) of the tensors on the calibration images.
+        images: Number of calibration images.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Quantizer:
         )
         (name,) = wiring.inputs
         tensors = placement_of(model, self.profile).group  # of all layers in integers
-        self._histograms = collect(model, list(tensors), ({name: image} for image in inputs))
+        feeds = ({name: image} for image in inputs)
+        found = collect(model, list(tensors), feeds, progress)
+        self._histograms, self.means, self.images = found.histograms, found.means, found.images
 
     @property
     def heads(self) -> frozenset[str]:
@@ -87,7 +92,8 @@ class Quantizer:
         """
         placement = placement_of(self.model, self.profile, self.heads if kept is None else kept)
         ranges = ranges_of(self.model, placement, self.profile, self._histograms, self.method)
-        return quantize(self.model, placement, ranges, self.profile)
+        model = corrected(self.model, placement.integer, self.means)
+        return quantize(model, placement, ranges, self.profile)
 
     def share(self, kept: Collection[str] | None = None) -> float:
         """Return the share of all multiplications that are computed in integers."""
