@@ -361,15 +361,16 @@ def _shift(case: Case) -> Cause | None:
 
 
 def _precision(case: Case) -> Cause | None:
-    """If the two models have different precisions or arithmetic, compare with 16-bit tolerance."""
+    """If the two models have different precisions or arithmetic, compare with their tolerance."""
     first, second = (
         f"{side.manifest.precision}, computed in {side.session.arithmetic}"
         for side in (case.a, case.b)
     )
     if first.split(" (")[0] == second.split(" (")[0]:  # without engine and device
         return None
-    for precision in ("fp16", "bf16"):
-        limits = parity.tolerance(precision, 0.0)
+    int8 = ["int8"] if "int8" in (case.a.manifest.precision, case.b.manifest.precision) else []
+    for precision in ("fp16", "bf16", *int8):
+        limits = parity.comparable(precision, 0.0)
         if agree(*case.outputs, Limits(limits, limits)):
             return Cause(
                 "precision",
