@@ -75,7 +75,7 @@ def measure(
 
     Args:
         quantizer: the calibrated float graph.
-        images: images as the graph's input expects them, one for each run.
+        images: images as the graph's input expects them, one array for each run.
         levels: strides and anchors.
         nc: number of classes.
         progress: called with one line for each step; the first says how long all will take.
@@ -223,5 +223,5 @@ class _Comparison:
             run = onnxrt.opened(path, self._threads)
             for image in self._images:
                 given = run({self._input: image})
-                heads = [given[name] for name in self._outputs]
-                yield decode(heads, self._levels, self._nc, activated=self._activated)
+                for one in zip(*(given[name][:, None] for name in self._outputs), strict=True):
+                    yield decode(one, self._levels, self._nc, activated=self._activated)
