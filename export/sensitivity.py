@@ -32,7 +32,7 @@ IMAGES = 32
 """Default number of images on which the candidates are compared."""
 
 _RUNS = 15  # of each graph, for the times
-_LEAST_SAVED = 0.05  # fraction of the mean time saved by a layer: less is not told from noise
+_LEAST_SAVED = 0.05  # of the mean time that a layer saves: smaller differences are noise
 
 Progress = Callable[[str], None]
 
@@ -117,14 +117,15 @@ def measure(
 def order(found: Iterable[LayerDamage]) -> list[str]:
     """Return the names of the layers, the most damage for each millisecond saved first.
 
-    In this order layers go back to float. If int8 saves no time on this machine at all, the
-    multiplications of the layers take the place of the times.
+    In this order layers go back to float. Those that int8 makes slower are first, with the largest
+    damage. If int8 saves no time on this machine in total, the multiplications of the layers take
+    the place of the times.
     """
     layers = list(found)
     costs = [layer.ms_saved for layer in layers]
     if sum(costs) <= 0:
         costs = [float(layer.macs) for layer in layers]
-    least = _LEAST_SAVED * sum(costs) / max(len(layers), 1)
+    least = _LEAST_SAVED * sum(max(cost, 0.0) for cost in costs) / max(len(layers), 1)
 
     def rate(index: int) -> float:
         return layers[index].damage / max(costs[index], least)

@@ -224,6 +224,11 @@ def test_convolutions_that_save_nothing_are_first():
     assert order(layers) == ["c", "b", "a"]
 
 
+def test_savings_that_are_smaller_than_noise_count_alike():
+    layers = [damage("a", 0.1, 1.0), damage("b", 0.2, -0.9), damage("c", 0.0015, 0.002)]
+    assert order(layers) == ["b", "a", "c"]
+
+
 def test_multiplications_take_the_place_of_times_if_int8_is_slower():
     layers = [damage("a", 0.1, -1.0, 100), damage("b", 0.1, 0.5, 1000), damage("c", 0.3, -1.0, 100)]
     assert order(layers) == ["c", "a", "b"]
