@@ -102,6 +102,12 @@ class QuantizedGraph(nn.Module):
         self.weights = nn.ParameterList(torch.tensor(value) for value in weights.values())
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
+    def float_twin(self, nodes: Sequence[Node]) -> QuantizedGraph:
+        """Return a graph of the nodes ``nodes``, which uses the same weights as this one."""
+        twin = QuantizedGraph(nodes, self._image, self._outputs, {})
+        twin._index, twin.weights = self._index, self.weights
+        return twin
+
     def forward(self, images: Tensor, observed: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the heads, each (B, A * (5 + nc), H, W), and the tensors ``observed``, by name."""
         asked = {*self._outputs, *observed}
@@ -145,12 +151,13 @@ class QuantizedGraph(nn.Module):
             case "Concat":
                 return torch.cat(inputs, 1)
             case "MaxPool":
-                return functional.max_pool2d(x, **numbers)
+                pooled: Tensor = functional.max_pool2d(x, **numbers)
+                return pooled
             case "Resize":
                 return functional.interpolate(x, mode="nearest", **numbers)
             case _:  # Slice
-                rows, columns = (slice(start, None, numbers["step"]) for start in numbers["starts"])
-                return x[:, :, rows, columns]
+                (top, left), step = numbers["starts"], numbers["step"]
+                return x[:, :, top::step, left::step]
 
     def _weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a convolution, rounded as the export rounds them."""
