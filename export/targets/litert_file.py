@@ -26,6 +26,7 @@ NAME = "litert"
 SUFFIX = ".tflite"
 NEEDS = {"torch": "y7edge[export]", **tflite.NEEDS}
 PRECISIONS = {"fp32": "fp32", "fp16": "fp32"}
+PROFILES: tuple[str, ...] = ()
 INPUTS = ("float32",)
 OUTPUTS = ("heads", "decoded")
 BATCHES = ("1", "N")
