@@ -25,7 +25,6 @@ from y7edge.export.pipeline import export
 from y7edge.export.proof.accuracy import Baseline
 from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import exportable
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes.base import SessionOptions
@@ -188,7 +187,7 @@ def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Pa
     for name in targets.names() if only is None else dict.fromkeys(only):
         target = targets.get(name)
         if isinstance(target.RUNTIME, str):
-            for precision in exportable(target):
+            for precision in target.PRECISIONS:
                 path = stem.with_name(f"{stem.name}-{name}-{precision}{target.SUFFIX}")
                 found.append((Candidate(name, precision), path))
         elif only is not None:

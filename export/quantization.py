@@ -89,16 +89,6 @@ class Quantizer:
         ranges = ranges_of(self.model, placement, self.profile, self._histograms, self.method)
         return quantize(self.model, placement, ranges, self.profile)
 
-    def ranges(self, kept: Collection[str] | None = None) -> dict[str, tuple[float, float]]:
-        """Return the smallest and largest value of each quantised tensor, by its name.
-
-        Args:
-            kept: as in ``quantized``.
-        """
-        placement = placement_of(self.model, self.profile, self.heads if kept is None else kept)
-        found = ranges_of(self.model, placement, self.profile, self._histograms, self.method)
-        return {tensor: found[group] for tensor, group in placement.group.items()}
-
     def share(self, kept: Collection[str] | None = None) -> float:
         """Return the share of all multiplications that are computed in integers."""
         floats = self.heads if kept is None else kept

@@ -66,6 +66,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("u8s8", "uint8", False, False, False, True, 17, "CPUs with VNNI or AMX, QNN, RKNN"),
+        Profile("u8s8-fused", "uint8", False, True, False, True, 17, "OpenVINO"),
         Profile("s8s8", "int8", True, True, True, False, 17, "TensorRT"),
         Profile("u16s8", "uint16", False, False, False, True, 21, "NPUs with 16-bit activations"),
     )
@@ -75,7 +76,6 @@ PROFILES = {
 _IR_VERSIONS = {17: 8, 21: 10}
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
-_FIXED = {"Sigmoid": (0.0, 1.0)}
 _ZERO, _SCALE = "zero_point", "scale"
 
 
@@ -110,12 +110,9 @@ def ranges_of(
     wiring = Wiring(model)
     found = {}
     for group, tensors in placement.groups().items():
-        writers = [wiring.producer[t].op_type for t in tensors if t in wiring.producer]
-        if tensors[0] in wiring.inputs or writers[:1] == ["Div"]:
-            found[group] = (-1.0 if profile.symmetric else 0.0, 1.0)  # pixels
-        elif len(tensors) == 1 and writers[0] == "Sigmoid":
-            top = (profile.levels - 1) / profile.levels  # the step is a power of two
-            found[group] = (-1.0, 1.0) if profile.symmetric else (0.0, top)
+        fixed = fixed_range(wiring, tensors, profile)
+        if fixed is not None:
+            found[group] = fixed
         else:
             merged = histograms[tensors[0]]
             for tensor in tensors[1:]:
@@ -123,6 +120,29 @@ def ranges_of(
             behind = _behind(wiring, placement, tensors)
             found[group] = choose(merged, method, profile.levels, profile.symmetric, behind)
     return found
+
+
+def fixed_range(wiring: Wiring, tensors: list[str], profile: Profile) -> tuple[float, float] | None:
+    """Return the range of a group whose values are known: pixels, and the results of a sigmoid."""
+    writers = [wiring.producer[t].op_type for t in tensors if t in wiring.producer]
+    if tensors[0] in wiring.inputs or writers[:1] == ["Div"]:
+        return -1.0 if profile.symmetric else 0.0, 1.0
+    if len(tensors) == 1 and writers == ["Sigmoid"]:
+        top = (profile.levels - 1) / profile.levels  # the step is a power of two
+        return (-1.0, 1.0) if profile.symmetric else (0.0, top)
+    return None
+
+
+def scale_of(profile: Profile, low: float, high: float) -> tuple[np.float32, int]:
+    """Return scale and zero point for a range that contains 0."""
+    least, most = profile.limits
+    if profile.symmetric:
+        scale, zero = max(-low, high) / most, 0
+    else:
+        scale = (high - low) / (most - least)
+        zero = round(least - low / scale) if scale else 0
+    # A constant tensor of zeros still needs a scale.
+    return np.float32(scale) if scale > 1e-30 else np.float32(1), zero
 
 
 def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Function | None:
@@ -184,17 +204,10 @@ class _Writer:
 
     def group(self, name: str, low: float, high: float) -> None:
         """Write scale and zero point of a group."""
-        least, most = self._profile.limits
         low, high = min(low, 0.0), max(high, 0.0)
         if not np.isfinite(high - low):
             raise ExportError(f"the range of {name} is {low:g} to {high:g}: export in fp32")
-        if self._profile.symmetric:
-            scale, zero = max(-low, high) / most, 0
-        else:
-            scale = (high - low) / (most - least)
-            zero = round(least - low / scale) if scale else 0
-        # A constant tensor of zeros still needs a scale.
-        self._scales[name] = np.float32(scale) if scale > 1e-30 else np.float32(1)
+        self._scales[name], zero = scale_of(self._profile, low, high)
         self._constant(f"{name}/{_SCALE}", self._scales[name])
         self._constant(f"{name}/{_ZERO}", np.asarray(zero, self._profile.dtype))
 

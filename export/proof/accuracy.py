@@ -24,6 +24,9 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions, require
 
+MAX_INT8_DROP = 0.005
+"""Default of the largest accepted drop of the mAP@0.5:0.95 of int8 artifacts."""
+
 Progress = Callable[[str], None]
 
 
@@ -175,13 +178,26 @@ def gated(
     """
     if gate is None:
         return report
-    found = gate.measure(artifact, backend, device, progress)
+    return judged(report, gate.measure(artifact, backend, device, progress), subject)
+
+
+def accepted(found: AccuracyDifference) -> bool:
+    """Return whether the mAP drops by at most the limit."""
+    return found.limit is None or (math.isfinite(found.drop) and found.drop <= found.limit)
+
+
+def judged(report: ParityReport, found: AccuracyDifference, subject: str) -> ParityReport:
+    """Add a measured mAP to the proof's report; raise ParityError if it drops too much.
+
+    ``subject`` begins the message.
+    """
     report = replace(report, accuracy=found)
-    if found.limit is None or (math.isfinite(found.drop) and found.drop <= found.limit):
+    if accepted(found):
         return report
     problem = (
         f"mAP@0.5:0.95 drops by {found.drop:.4f} on the split {found.split} of {found.data}, from "
-        f"{found.reference:.4f} to {found.artifact:.4f}, expected at most {found.limit:g}"
+        f"{found.reference + found.earlier:.4f} to {found.artifact:.4f}, expected at most "
+        f"{found.limit:g}"
     )
     raise ParityError(
         f"{subject} is less accurate than its model: {problem}; accept more (max_map_drop), or use "

@@ -6,23 +6,25 @@ litert-torch. The file does not import y7edge, because y7edge need not be instal
     python -I _litert_convert.py PROGRAM.pt2 OUT.tflite fp32|fp16
     python -I _litert_convert.py PROGRAM.pt2 OUT.tflite int8 RANGES.json
 
-RANGES.json has the shape, the ranges and the precision of each convolution, and the ranges of each
-concatenation and addition, in the order of computation; see ``litert_file``.
+RANGES.json has the ranges of the outputs of convolutions, concatenations and additions, in the
+order of computation; see ``litert_file``. An operator without a range computes in float.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Range = list[float]
 _LISTED = ("CONV_2D", "CONCATENATION", "ADD")  # operators whose ranges are given
-_LAYER = ("CONV_2D", "MUL", "MAXIMUM", "LOGISTIC")  # a convolution and its activation
+_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC")
+_NONE = object()
 _FLOAT32 = 0  # TensorType of schema.fbs
 
 
@@ -74,7 +76,7 @@ def quantize(path: str, ranges: dict[str, Any]) -> None:
     for name in kept:
         regex = f"^{re.escape(name)};$"
         recipe.add_quantization_config(regex, Kind.ALL_SUPPORTED, **never)
-    if any(layer["float"] and layer["activated"] is None for layer in ranges["CONV_2D"]):
+    if not set(kept).isdisjoint(output_names(path)):
         recipe.add_quantization_config(".*", Kind.OUTPUT, **never)
     work = quantizer.Quantizer(path)
     work.load_quantization_recipe(recipe.get_quantization_recipe())
@@ -87,38 +89,39 @@ def quantize(path: str, ranges: dict[str, Any]) -> None:
 
 
 def assigned(path: str, ranges: dict[str, Any]) -> tuple[dict[str, Range], list[str]]:
-    """Return the range of each tensor of a float file, and the tensors that stay in float.
+    """Return the ranges of the tensors of a float file, and the tensors that stay in float.
 
     MUL, MAXIMUM and LOGISTIC compute the activation of the convolution before them. Operators that
     only select or pad values have the range of their input.
     """
     left = {kind: iter(ranges[kind]) for kind in _LISTED}
-    limits: dict[str, Range] = {}
-    kept: list[str] = []
+    limits: dict[str, Range | None] = {}
     layer: dict[str, Any] = {}
+    kept: list[str] = []
     for kind, read, written in operators(path):
-        before, name = (tensors[0].name.decode() for tensors in (read, written))
+        before, name = (tensors[0].name for tensors in (read, written))
         if not limits:
             limits[before] = [0.0, 1.0]  # pixels
-        value: Any = next(left[kind], None) if kind in left else None
-        if kind in left and value is None:
+        value: Any = next(left[kind], _NONE) if kind in left else None
+        if value is _NONE:
             raise ValueError(f"the file has more operators {kind} than the model")
         if kind == "CONV_2D":
-            layer, shape = value, list(map(int, read[1].shape))
-            if shape != layer["shape"]:
-                raise ValueError(f"{name} has weights {shape}, expected {layer['shape']}")
+            layer = value
+            if hashlib.sha256(read[1].data).hexdigest() != layer["weights"]:
+                raise ValueError(f"the convolution {name} has other weights than the model")
             limits[name] = layer["written"]
         elif kind in left:
             limits[name] = value
-        elif kind in ("MUL", "MAXIMUM"):
-            limits[name] = layer["activated"]
+        elif kind in _ACTIVATION:
+            limits[name] = [0.0, 1.0] if kind == "LOGISTIC" else layer["activated"]
         else:
-            limits[name] = [0.0, 1.0] if kind == "LOGISTIC" else limits[before]
-        if kind in _LAYER and layer["float"]:
+            limits[name] = limits[before]
+        inside = kind not in _ACTIVATION or (layer["written"] and layer["activated"])
+        if not (inside and limits[name]):
             kept.append(name)
-    if any(next(values, None) is not None for values in left.values()):
+    if any(next(values, _NONE) is not _NONE for values in left.values()):
         raise ValueError(f"the file has fewer operators {', '.join(_LISTED)} than the model")
-    return limits, kept
+    return {name: limit for name, limit in limits.items() if limit}, kept
 
 
 def require_integers(path: str, kept: list[str]) -> None:
@@ -127,27 +130,54 @@ def require_integers(path: str, kept: list[str]) -> None:
         kind
         for kind, _, written in operators(path)
         for tensor in written
-        if tensor.type == _FLOAT32 and kind != "DEQUANTIZE" and tensor.name.decode() not in kept
+        if tensor.type == _FLOAT32 and kind != "DEQUANTIZE" and tensor.name not in kept
     )
     if floats:
         found = ", ".join(f"{kind} ({count})" for kind, count in sorted(floats.items()))
         raise ValueError(f"these operators stay in float: {found}; use another ai-edge-quantizer")
 
 
-def operators(path: str) -> Iterator[tuple[str, list[Any], list[Any]]]:
+class Tensor(NamedTuple):
+    """A tensor of a file; ``data`` is empty unless it is a constant."""
+
+    name: str
+    type: int
+    data: bytes
+
+
+def operators(path: str) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
     """Return the kind, the input tensors and the output tensors of each operator of a file."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator
-    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import read_model
 
     kinds = {code: kind for kind, code in vars(BuiltinOperator).items() if isinstance(code, int)}
+    model, graph = opened(path)
+
+    def tensors(indices: Iterable[int]) -> list[Tensor]:
+        found = [graph.tensors[index] for index in indices if index >= 0]
+        data = [model.buffers[tensor.buffer].data for tensor in found]
+        return [
+            Tensor(tensor.name.decode(), tensor.type, b"" if array is None else array.tobytes())
+            for tensor, array in zip(found, data, strict=True)
+        ]
+
+    for operator in graph.operators:
+        kind = kinds[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        yield kind, tensors(operator.inputs), tensors(operator.outputs)
+
+
+def output_names(path: str) -> list[str]:
+    """Return the names of the tensors that a file returns."""
+    _, graph = opened(path)
+    return [graph.tensors[index].name.decode() for index in graph.outputs]
+
+
+def opened(path: str) -> tuple[Any, Any]:
+    """Read a file; return the model and its only graph."""
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import read_model
+
     model = read_model(path)
     (graph,) = model.subgraphs
-    for operator in graph.operators:
-        read, written = (
-            [graph.tensors[i] for i in indices if i >= 0]
-            for indices in (operator.inputs, operator.outputs)
-        )
-        yield kinds[model.operatorCodes[operator.opcodeIndex].builtinCode], read, written
+    return model, graph
 
 
 def main(program: str, out: str, precision: str, ranges: str = "") -> None:

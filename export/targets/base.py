@@ -6,12 +6,11 @@ point of the group ``y7edge.targets``. It imports its toolkit inside functions o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
@@ -40,7 +39,9 @@ class BuildRequest:
         manifest: The manifest without payload digest, probes and parity report.
         folder: An empty folder for the files.
         name: Name of the main file; side files have the same stem.
-        images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if not given.
+        images: Calibration inputs, each as ``manifest.input`` describes it, with batch 1: float32
+            (1, 3, H, W), RGB, 0 to 1. They are read from their files in each iteration. None if the
+            target does not quantise the model itself.
         device: The device to build for, if the toolkit builds for a device.
         options: Options of the target, by the names in ``OPTIONS``.
         progress: Called with one line for each step of a long build, and for each result that is
@@ -52,7 +53,7 @@ class BuildRequest:
     manifest: Manifest
     folder: Path
     name: str
-    images: tuple[NDArray[np.float32], ...] | None = None
+    images: Iterable[NDArray[Any]] | None = None
     device: str = "auto"
     options: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
@@ -61,10 +62,6 @@ class BuildRequest:
     def path(self) -> Path:
         """Path of the main file."""
         return self.folder / self.name
-
-
-WRITTEN = ("fp32", "fp16")
-"""Precisions in which ``y7edge export`` writes graphs. Others are converted by ``y7edge build``."""
 
 
 class Target(Protocol):
@@ -77,7 +74,14 @@ class Target(Protocol):
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
     PRECISIONS: Mapping[str, str]
-    """Supported precision -> precision of the ONNX graph that ``build`` converts."""
+    """Supported precision -> precision of the ONNX graph that ``build`` converts.
+
+    A target that quantises the model itself converts fp32 graphs to int8, with
+    ``BuildRequest.images``. A target that takes QDQ graphs converts int8 graphs, and names their
+    profiles.
+    """
+    PROFILES: tuple[str, ...]
+    """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
     """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
     OUTPUTS: tuple[str, ...]
@@ -106,11 +110,6 @@ class Target(Protocol):
         Raises:
             RuntimeMissing: the converter, or the interpreter that it needs, was not found.
         """
-
-
-def exportable(target: Target) -> tuple[str, ...]:
-    """Return the precisions in which ``y7edge export`` makes artifacts of a target."""
-    return tuple(p for p, written in target.PRECISIONS.items() if written in WRITTEN)
 
 
 def require_offered(

@@ -5,60 +5,58 @@ converted by litert-torch (https://github.com/google-ai-edge/litert-torch) in an
 own. In fp16 artifacts, ai-edge-quantizer stores the weights in float16; inputs and outputs stay
 float32.
 
-In int8 artifacts, ai-edge-quantizer writes a file that computes in integers only, as integer NPUs
-require: input and heads are int8, activations have one scale for each tensor, and weights one for
-each output channel (https://ai.google.dev/edge/litert/conversion/tensorflow/quantization).
-The ranges are those of :class:`y7edge.export.quantization.Quantizer`, because ai-edge-quantizer's
-own are moving averages of the smallest and largest values, which cost more accuracy
-(``docs/int8-litert.md``).
+For int8 artifacts, the target takes a QDQ graph: ai-edge-quantizer writes a file with the same
+ranges, the same weights and biases, and the same layers in float
+(https://ai.google.dev/edge/litert/conversion/tensorflow/quantization). Its own ranges, moving
+averages of the smallest and largest values, cost more accuracy (``docs/int8-litert.md``). The input
+is int8. Heads are int8 too if they are quantised; then all operators compute in integers, as
+compilers for integer NPUs require.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from numpy.typing import NDArray
+import numpy as np
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, in_layout
-from y7edge.errors import ConfigError, ExportError
+from y7edge.errors import ExportError
 from y7edge.export import converters
-from y7edge.export.graph.build import build_graph
-from y7edge.export.graph.quantize_placement import Wiring
-from y7edge.export.quantization import Quantizer
 from y7edge.export.targets.base import BuildRequest
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import tflite
 from y7edge.runtimes.base import one_line
 
+if TYPE_CHECKING:
+    import onnx
+
+    from y7edge.export.graph.quantize_check import Numbers
+
 NAME = "litert"
 SUFFIX = ".tflite"
 NEEDS = {"torch": "y7edge[export]", **tflite.NEEDS}
-PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "int8": "fp32"}
+PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
+PROFILES = ("u8s8",)
 INPUTS = ("float32",)
 OUTPUTS = ("heads", "decoded")
 BATCHES = ("1", "N")
 RUNTIME = "tflite"
-OPTIONS = {
-    "heads": "in int8 artifacts: int8, or float for float32 outputs of float32 convolutions "
-    "(default: int8)"
-}
+OPTIONS: dict[str, str] = {}
 REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = True
-PROFILES: tuple[str, ...] = ()
 
 _PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install litert-torch==0.10.0 torch==2.13.0"
 _SECONDS = 3600
-_HEADS = ("int8", "float")
-_PROFILE = "u8s8"  # one scale and zero point for each tensor, as in LiteRT's int8
-_METHOD = "mse"  # docs/int8-litert.md compares the methods
-_JOINING = {"Concat": "CONCATENATION", "Add": "ADD"}
+_LISTED = {"Conv": "CONV_2D", "Concat": "CONCATENATION", "Add": "ADD"}  # ONNX: LiteRT
+_ROW = re.compile(r"/row([0-9]+)/")
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -68,81 +66,78 @@ def build(request: BuildRequest) -> Artifact:
         ExportError: torch or litert-torch cannot convert the model.
         RuntimeMissing: there is no interpreter with litert-torch.
     """
-    int8 = _check(request)
     python = _interpreter()
     converters.require_packages(python, _PACKAGES, _RECIPE)
-    manifest = request.manifest
+    manifest, checkpoint = request.manifest, cast(Checkpoint, request.checkpoint)
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         program, made = Path(name) / "model.pt2", Path(name) / "model.tflite"
-        _export(cast(Checkpoint, request.checkpoint), manifest, program)
         script = Path(__file__).with_name("_litert_convert.py")
         command = [str(python), "-I", str(script), str(program), str(made), manifest.precision]
-        if int8:
+        if manifest.precision == "int8":
+            checkpoint, operators = _of_qdq(request.model, checkpoint)
             ranges = Path(name) / "ranges.json"
-            ranges.write_text(json.dumps(_calibrated(request)), "utf-8")
+            ranges.write_text(json.dumps(operators), "utf-8")
             command.append(str(ranges))
+        _export(checkpoint, manifest, program)
         converters.run(command, Path(name), "litert-torch", made, _SECONDS)
         made.rename(request.path)
     return Artifact(request.path, _described(request.path, manifest))
 
 
-def _check(request: BuildRequest) -> bool:
-    """Return whether the artifact is int8; raise ConfigError if something does not suit that."""
-    int8, heads = request.manifest.precision == "int8", request.options.get("heads")
-    if heads not in (None, *_HEADS):
-        raise ConfigError(f"option heads is {heads[:32]!r}, expected {' or '.join(_HEADS)}")
-    if heads is not None and not int8:
-        raise ConfigError("option heads is for --precision int8: omit it")
-    if int8 and request.images is None:
-        raise ConfigError("int8 needs calibration images, which were not given: see --calib")
-    if int8 and request.manifest.outputs[0].role != "head":
-        raise ConfigError(
-            "decoded outputs cannot be int8, because one scale cannot hold pixels of a whole image "
-            "and of small boxes: use --outputs heads"
-        )
-    return int8
-
-
-def _calibrated(request: BuildRequest) -> dict[str, list[Any]]:
-    """Run the float model on the calibration images, and return the ranges for the converter.
+def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, list[Any]]]:
+    """Read a QDQ graph.
 
     Returns:
-        By operator of LiteRT, in the order of computation: for each convolution the shape of its
-        weights (O, H, W, I), the ranges ``written`` of its output and ``activated`` behind its
-        activation (None for heads), and whether it stays in ``float``; the range of the output of
-        each concatenation and addition.
+        The checkpoint with the graph's weights and biases. By operator of LiteRT, in the order of
+        rows: the range of the output of each concatenation and addition; for each convolution a
+        SHA-256 of its weights (O, H, W, I), and the ranges ``written`` of its output and
+        ``activated`` behind its activation. Ranges are None if the tensor is not quantised.
     """
-    image, checkpoint = request.manifest.input, cast(Checkpoint, request.checkpoint)
-    graph = build_graph(
-        checkpoint,
-        outputs="heads",
-        precision="fp32",
-        height=image.height,
-        width=image.width,
-        batch=1,
-    )
-    images = cast(Iterable[NDArray[Any]], request.images)
-    quantizer = Quantizer(graph, images, _PROFILE, method=_METHOD, progress=request.progress)
-    kept = quantizer.heads if request.options.get("heads") == "float" else frozenset()
-    ranges, wiring = quantizer.ranges(()), Wiring(graph)
-    weights = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
-    found: dict[str, list[Any]] = {"CONV_2D": [], "CONCATENATION": [], "ADD": []}
-    for node in wiring.nodes:
-        (written,) = node.output
+    import onnx
+    from onnx import numpy_helper
+
+    from y7edge.export.graph.quantize_check import parse
+    from y7edge.export.graph.quantize_placement import Wiring
+
+    model = onnx.load(path)
+    graph, arrays = parse(model), dict(checkpoint.arrays)
+    arrays |= {
+        t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in arrays
+    }
+    for name, constant in graph.constants.items():
+        key = name.removesuffix("/dequantized")
+        if key in arrays:
+            scale = constant.numbers.scale.reshape(-1, *[1] * (constant.values.ndim - 1))
+            arrays[key] = np.asarray(constant.values * scale, np.float32)
+    wiring = Wiring(graph.model)
+    found: dict[str, list[Any]] = {kind: [] for kind in _LISTED.values()}
+    for node in sorted(wiring.nodes, key=_row):  # stable
+        (tensor,) = node.output
         if node.op_type == "Conv":
-            channels, inputs, *window = weights[node.input[1]]
-            activation, behind = wiring.activation(node)
-            found["CONV_2D"].append(
+            weight = arrays[node.input[1].removesuffix("/dequantized")].transpose(0, 2, 3, 1)
+            found[_LISTED["Conv"]].append(
                 {
-                    "shape": [channels, *window, inputs],
-                    "written": ranges[written],
-                    "activated": ranges[behind] if activation else None,
-                    "float": node.name in kept,
+                    "weights": hashlib.sha256(weight.astype("<f4").tobytes()).hexdigest(),
+                    "written": _range(graph.tensors.get(tensor)),
+                    "activated": _range(graph.tensors.get(wiring.activation(node)[1])),
                 }
             )
-        elif node.op_type in _JOINING:
-            found[_JOINING[node.op_type]].append(ranges[written])
-    return found
+        elif node.op_type in _LISTED:
+            found[_LISTED[node.op_type]].append(_range(graph.tensors.get(tensor)))
+    return replace(checkpoint, arrays=arrays), found
+
+
+def _row(node: onnx.NodeProto) -> int:
+    found = _ROW.match(node.name)
+    return int(found[1]) if found else -1
+
+
+def _range(numbers: Numbers | None) -> tuple[float, float] | None:
+    """Return the smallest and largest value that a quantised tensor can have."""
+    if numbers is None:
+        return None
+    limits, scale, zero = np.iinfo(numbers.zero.dtype), float(numbers.scale), int(numbers.zero)
+    return scale * (limits.min - zero), scale * (limits.max - zero)
 
 
 def _described(path: Path, manifest: Manifest) -> Manifest:

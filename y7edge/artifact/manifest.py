@@ -198,8 +198,38 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How an int8 artifact was made.
+
+    Attributes:
+        profile: Profile of the QDQ graph; None if the target's converter quantised the model.
+        ranges: Method that chose the ranges of activations; None if it is the converter's own.
+        calibration: SHA-256 of the calibration images and their names.
+        images: Their names, relative to the data set.
+        kept: Names of the convolutions that stay in float.
+        share: Share of the multiplications that are computed in integers; None if not known.
+        corrections: Names of the corrections of weights and biases.
+    """
+
+    profile: str | None
+    ranges: str | None
+    calibration: str
+    images: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    share: float | None = None
+    corrections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(bool(_HEX.fullmatch(self.calibration)), "calibration is not a SHA-256")
+        count, most = len(self.images), bounds.MAX_CALIBRATION
+        _check(0 < count <= most, f"there are {count} calibration images, expected 1 to {most}")
+        share = self.share
+        _check(share is None or 0 <= share <= 1, f"share is {share}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
 class Samples:
-    """Sampled values of one output of the reference model.
+    """Sampled values of one output of the reference model; of the artifact itself in int8.
 
     For an output ``detections``, whole rows are sampled. Each is compared with the nearest row of
     the same image and class.
@@ -221,7 +251,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Probe:
-    """A generated input, and samples of the reference model's outputs for it."""
+    """A generated input, and samples of the outputs for it."""
 
     recipe: str  # name of the function that generates the input from ``key`` and ``batch``
     key: str
@@ -265,6 +295,7 @@ class Manifest:
     probes: tuple[Probe, ...] = ()
     threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # optional inputs
     engine: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
