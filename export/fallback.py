@@ -19,13 +19,14 @@ from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.errors import ConfigError, ExportError, ParityError
-from y7edge.export.calibration import COUNT, Calibration, choose_images
+from y7edge.export.calibration import COUNT, Calibration, choose_images, unfamiliar
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.accuracy import Baseline, accepted
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.targets.base import Target
+from y7edge.models.checkpoint import Checkpoint
 
 LEAST_SHARE = 0.5
 """Least share of the multiplications in integers: with less, an int8 artifact is not worth it."""
@@ -132,6 +133,7 @@ class Quantized:
     def __init__(
         self,
         model: onnx.ModelProto,
+        checkpoint: Checkpoint,
         calibration: Calibration,
         options: Options,
         target: Target,
@@ -142,6 +144,7 @@ class Quantized:
 
         Args:
             model: the float graph.
+            checkpoint: the checkpoint, not folded, whose statistics show foreign images.
             calibration: the images.
             options: the options of the export.
             target: the target.
@@ -162,6 +165,8 @@ class Quantized:
             method=options.ranges or METHOD,
             progress=tell,
         )
+        for warning in unfamiliar(checkpoint, self._quantizer):
+            tell(warning)
         self._always = frozenset() if options.heads else self._quantizer.heads
 
     def share(self, kept: Sequence[str]) -> float:
@@ -192,6 +197,7 @@ class Quantized:
             images=calibration.names,
             kept=tuple(layer.name for layer in quantizer.layers if layer.name in floats),
             share=round(self.share(kept), 4),
+            corrections=("bias",),
         )
         graph = quantizer.quantized(floats)
         if problems := violations(graph, quantizer.profile):

@@ -300,7 +300,8 @@ def _build(
     def measured(artifact: Artifact) -> AccuracyDifference:
         return cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
 
-    source = Quantized(model, calibration, order.int8, target, order.manifest, tell)
+    checkpoint, manifest = order.checkpoint, order.manifest
+    source = Quantized(model, checkpoint, calibration, order.int8, target, manifest, tell)
     measure = None if gate is None else measured
     found, steps = quantized(source, built, measure, order.subject)
     return found.artifact, found.accuracy, steps

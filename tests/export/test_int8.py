@@ -359,17 +359,27 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_verify_and_build_refuse_a_broken_graph(symmetric, tmp_path, kind):
+def test_verify_refuses_a_broken_graph(symmetric, tmp_path, kind):
     model = BROKEN[kind](onnx.load(symmetric.path))
     path = resealed(model, symmetric, tmp_path / "m.onnx")
     with pytest.raises(ParityError, match="breaks a rule of profile s8s8: ") as caught:
         verify(path, CHECKPOINT)
     assert caught.value.report.status == "failed"
-    with pytest.raises(ParityError, match="breaks a rule of profile s8s8"):
-        build(path, tmp_path / "m.xml", target="openvino", unverified="x")
     if kind != next(iter(BROKEN)):  # a range of twice the size only loses one bit
         with pytest.raises(ParityError, match="outputs on this machine differ"):
             selftest(path)
+
+
+def test_build_refuses_a_broken_graph(made, tmp_path, monkeypatch):
+    require_openvino()
+    model = wrong_scale(onnx.load(made.path), 2, ("DequantizeLinear",))
+    path, out = resealed(model, made, tmp_path / "m.onnx"), tmp_path / "m.xml"
+    with pytest.raises(ParityError, match="breaks a rule of profile u8s8"):
+        build(path, out, target="openvino", unverified="x")
+    monkeypatch.setattr("y7edge.export.conversion.require_rules", lambda _: None)
+    with pytest.raises(ParityError, match="nothing was written .* deviates by"):
+        build(path, out, target="openvino", unverified="x")
+    assert not out.exists()
 
 
 def test_the_export_refuses_a_graph_that_breaks_a_rule(baseline, tmp_path, monkeypatch):
