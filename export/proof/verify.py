@@ -146,7 +146,7 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -
     names = against.names if strict else manifest.names
     # Name, size, layout and dtype of the input are options of the export.
     pixels, scale = (image.color, image.scale, image.letterbox), 1 / 255
-    if image.dtype == "uint8":
+    if image.dtype in ("uint8", "int8"):
         scale = 1.0
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
