@@ -262,7 +262,7 @@ def test_ranges_and_drop_of_a_trained_checkpoint_are_used(baseline, made, tmp_pa
     ]
     assert scales[0].keys() == scales[1].keys() and len(scales[0]) > 100
     for name in names & written:
-        np.testing.assert_allclose(*(s[f"{name}/scale"] for s in scales), rtol=1e-6)
+        np.testing.assert_allclose(*(s[f"{name}/scale"] for s in scales), rtol=0.01)
     unlabelled = export(checkpoint, out, unverified="x", **{**OPTIONS, "calib_images": None})
     assert unlabelled.manifest.payload_digest == found.manifest.payload_digest
     for options in ({"profile": "s8s8"}, {"ranges": "mse"}):
