@@ -92,7 +92,7 @@ def measure(
     if not images:
         raise DataError("there are no images to measure the sensitivity of the layers on")
     tell, names = progress or (lambda _: None), {layer.name for layer in quantizer.layers}
-    comparison = _Comparison(quantizer.model, images, levels, nc, threads)
+    comparison = Comparison(quantizer.model, images, levels, nc, threads)
     saved = saved_times(quantizer, images[0], threads)
     found: list[LayerDamage] = []
     for index, layer in enumerate(quantizer.layers):
@@ -186,7 +186,7 @@ def _by_layer(owners: Mapping[str, str], times: Mapping[str, float]) -> dict[str
     return sums
 
 
-class _Comparison:
+class Comparison:
     """The best candidates of a float graph, and the comparison of other graphs with them."""
 
     def __init__(

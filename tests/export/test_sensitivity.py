@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from y7edge.artifact.manifest import LevelInfo
 from y7edge.cli import main
 from y7edge.data.synthetic.scenes import generate, scene
 from y7edge.errors import ConfigError, DataError, OutputError
-from y7edge.export import sensitivity
+from y7edge.export import sensitivity, sensitivity_report
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize_placement import Wiring
@@ -27,6 +27,7 @@ from y7edge.models.scaling import scale
 from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import onnxrt
 
+TRAINED = Path(__file__).parents[1] / "reference" / "demo.safetensors"
 HEIGHT, WIDTH = 96, 128
 BAD = "/row11/Conv"
 FREE = "/row30/Conv"
@@ -303,12 +304,31 @@ def test_a_destination_that_is_a_folder_is_refused_at_once(folder, narrow_tiny, 
         analyse(narrow_tiny, folder, tmp_path, images=1)
 
 
+def test_the_drop_is_positive_if_the_map_of_int8_is_lower(tmp_path, monkeypatch):
+    """Of one graph only, to be quick; the images of the evaluation are spread over the split."""
+    data = generate(tmp_path / "set", 3, 9, seed=3)
+    seen = []
+
+    def map50_95(evaluator, graph):
+        seen.append([sample.path.name for sample in evaluator.samples])
+        return 0.4 if any(n.op_type == "QuantizeLinear" for n in graph.graph.node) else 0.5
+
+    def measured(quantizer, images, *_, drop, **__):
+        return (LayerDamage("/row0/Conv", 0.1, 1.0, 1, map_drop=drop(quantizer.quantized())),)
+
+    monkeypatch.setattr(sensitivity_report._Evaluator, "map50_95", map50_95)
+    monkeypatch.setattr(sensitivity_report, "measure", measured)
+    found = analyse(weights.load(TRAINED), data, tmp_path / "out", evaluated=3)
+    assert (found.map50_95, found.evaluated) == (0.5, 3)
+    assert found.layers[0].map_drop == pytest.approx(0.1)
+    names = sorted(path.name for path in (data.parent / "images" / "val").iterdir())
+    assert seen == [[names[0], names[3], names[6]]] * 2
+
+
 @pytest.mark.slow
 def test_map_of_a_trained_model(tmp_path):
     """Each convolution alone in int8 costs less than 0.02; the reference is that of `val`."""
-    from pathlib import Path
-
-    checkpoint = weights.load(Path(__file__).parents[1] / "reference" / "demo.safetensors")
+    checkpoint = weights.load(TRAINED)
     data = generate(tmp_path / "set", 40, 12, seed=3)
     lines = []
     found = analyse(
@@ -320,4 +340,3 @@ def test_map_of_a_trained_model(tmp_path):
     drops = [layer.map_drop for layer in found.layers]
     assert all(drop is not None and abs(drop) < 0.02 for drop in drops)
     assert len(set(drops)) > 10  # each graph was evaluated
-    assert replace(found, plot=found.plot).versions["onnxruntime"]
