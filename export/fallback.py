@@ -9,20 +9,19 @@ bisection. Every attempt is built and evaluated in its own engine.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import InputInfo, Manifest, Quantization
+from y7edge.artifact.manifest import Manifest, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
-from y7edge.errors import ConfigError, ParityError
+from y7edge.errors import ConfigError, ExportError, ParityError
 from y7edge.export.calibration import COUNT, Calibration, choose_images
 from y7edge.export.graph.quantize import profile_of
+from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.accuracy import Baseline, accepted
 from y7edge.export.quantization import METHOD, Quantizer
@@ -81,8 +80,6 @@ class Options:
                 f"outputs {outputs!r} are not available in int8, because one scale for pixels and "
                 "scores makes the scores useless: export 'heads', which the Detector decodes"
             )
-        if not target.PROFILES and given and given[0] not in ("calib", "calib_images"):
-            raise ConfigError(f"target {target.NAME} quantises the model itself: omit {given[0]}")
         if self.profile is not None and self.profile not in target.PROFILES:
             profile_of(self.profile)
             raise ConfigError(
@@ -113,21 +110,6 @@ class Options:
         for warning in found.warnings:
             tell(warning)
         return found
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Calibration images for ``BuildRequest.images``; each iteration reads them from their files.
-
-    All at once would be more than a gigabyte.
-    """
-
-    calibration: Calibration
-    image: InputInfo
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        """Yield one image after the other, as the input expects it, with batch 1."""
-        return self.calibration.inputs(replace(self.image, batch=1))
 
 
 @dataclass(frozen=True)
@@ -211,7 +193,13 @@ class Quantized:
             kept=tuple(layer.name for layer in quantizer.layers if layer.name in floats),
             share=round(self.share(kept), 4),
         )
-        artifact = build(quantizer.quantized(floats), described)
+        graph = quantizer.quantized(floats)
+        if problems := violations(graph, quantizer.profile):
+            raise ExportError(
+                f"the quantised graph breaks a rule of profile {quantizer.profile.name}: "
+                f"{problems[0]}; please report this"
+            )
+        artifact = build(graph, described)
         if measure is None:
             return Attempt(artifact, None, None)
         found = measure(artifact)
