@@ -231,8 +231,8 @@ def test_savings_that_are_smaller_than_noise_count_alike():
 
 
 def test_multiplications_take_the_place_of_times_if_int8_is_slower():
-    layers = [damage("a", 0.1, -1.0, 100), damage("b", 0.1, 0.5, 1000), damage("c", 0.3, -1.0, 100)]
-    assert order(layers) == ["c", "a", "b"]
+    layers = [damage("a", 0.1, -1.0, 1000), damage("b", 0.1, 0.5, 100), damage("c", 0.3, -1.0, 100)]
+    assert order(layers) == ["c", "b", "a"]
 
 
 def test_order_of_nothing():
