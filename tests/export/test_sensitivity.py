@@ -113,6 +113,21 @@ def test_only_one_convolution_is_in_integers(quantizer, images, narrow_tiny, mon
     assert all(x.damage == 0 for x in found)  # of the float graph itself
 
 
+def test_convolutions_that_stay_in_float_are_not_measured(quantizer, images, narrow_tiny):
+    kept = {layer.name for layer in quantizer.layers[1:]}
+    lines = []
+    (found,) = measure(
+        quantizer,
+        images[:1],
+        levels_of(narrow_tiny),
+        narrow_tiny.spec.nc,
+        kept=kept,
+        progress=lines.append,
+    )
+    assert found.name == quantizer.layers[0].name
+    assert "1 layers" in lines[0]
+
+
 def test_damage_is_weighted_by_the_scores_of_the_reference(
     quantizer, images, narrow_tiny, measured, tmp_path
 ):
@@ -148,7 +163,7 @@ def test_other_inputs_and_outputs_give_the_same_damage(narrow_tiny, images):
     ]
     found = []
     for given, options in cases:
-        one = Quantizer(graph_of(narrow_tiny, **options), given, "u8s8")
+        one = Quantizer(graph_of(narrow_tiny, **options), given, "u8s8", method="minmax")
         one.layers = one.layers[:1]
         found += measure(one, given, levels_of(narrow_tiny), narrow_tiny.spec.nc)
     for other in found[1:]:
@@ -290,6 +305,12 @@ def test_invalid_options(options, message, folder, narrow_tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         analyse(narrow_tiny, folder, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_was_trained_for_int8(folder, narrow_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity_report, "recorded", lambda _: "a training")
+    with pytest.raises(ConfigError, match="trained with --qat"):
+        analyse(narrow_tiny, folder, tmp_path / "out")
 
 
 def test_the_map_needs_labels(folder, narrow_tiny, tmp_path):
