@@ -205,9 +205,14 @@ class Quantized:
         inputs = calibration.inputs(manifest.input)
         images = list(itertools.islice(inputs, _IMAGES))
         found = sensitivity.measure(
-            self._quantizer, images, manifest.levels, manifest.nc, progress=self._tell
+            self._quantizer,
+            images,
+            manifest.levels,
+            manifest.nc,
+            kept=self._always,
+            progress=self._tell,
         )
-        return [name for name in sensitivity.order(found) if name not in self._always]
+        return sensitivity.order(found)
 
     def attempt(self, kept: Sequence[str], build: Build, measure: Measure | None) -> Attempt:
         """Quantise all convolutions but the heads and ``kept``; build and evaluate the artifact."""
