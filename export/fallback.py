@@ -25,6 +25,7 @@ from y7edge.export.calibration import COUNT, Calibration, choose_images
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.accuracy import Baseline, accepted
+from y7edge.export.qat import Trained
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.targets.base import Target
 
@@ -48,6 +49,8 @@ class Options:
         count: Number of calibration images; None: 256.
         ranges: Method that chooses ranges; None: the default.
         heads: Whether the convolutions that write the outputs are quantised too.
+        trained: The profile and the ranges that the weights were trained for; None: they were not
+            trained for a quantised graph.
     """
 
     profile: str | None = None
@@ -55,6 +58,7 @@ class Options:
     count: int | None = None
     ranges: str | None = None
     heads: bool = False
+    trained: Trained | None = None
 
     def check(self, target: Target, precision: str, outputs: str) -> None:
         """Raise ConfigError if an option does not suit the target, the precision or the outputs."""
@@ -81,6 +85,8 @@ class Options:
                 f"outputs {outputs!r} are not available in int8, because one scale for pixels and "
                 "scores makes the scores useless: export 'heads', which the Detector decodes"
             )
+        if self.trained is not None:
+            self._check_trained(target, self.trained)
         if not target.PROFILES and given and given[0] not in ("calib", "calib_images"):
             raise ConfigError(f"target {target.NAME} quantises the model itself: omit {given[0]}")
         if self.profile is not None and self.profile not in target.PROFILES:
@@ -91,6 +97,18 @@ class Options:
             )
         if self.ranges is not None and self.ranges not in METHODS:
             raise ConfigError(f"no range method {self.ranges!r}; choose from {', '.join(METHODS)}")
+
+    def _check_trained(self, target: Target, trained: Trained) -> None:
+        """Raise ConfigError if the weights were trained for another graph than the target's."""
+        wanted = self.profile or trained.profile
+        if target.PROFILES and (wanted != trained.profile or wanted not in target.PROFILES):
+            asked = self.profile or f"target {target.NAME} with {', '.join(target.PROFILES)}"
+            raise ConfigError(
+                f"the checkpoint was trained with --qat for profile {trained.profile}, found "
+                f"{asked}: export that profile, or train the float checkpoint for another one"
+            )
+        if self.ranges is not None:
+            raise ConfigError("the checkpoint records the ranges of its training: omit ranges")
 
     def choose(
         self, names: Sequence[str], data: Path | str | Baseline | None, tell: Progress
@@ -170,14 +188,19 @@ class Quantized:
             DataError: an image cannot be read, or an activation is not finite.
         """
         self._calibration, self._manifest, self._tell = calibration, manifest, tell
-        profile = options.profile or target.PROFILES[0]
+        trained = self._trained = options.trained
+        profile = options.profile or (trained.profile if trained else target.PROFILES[0])
         count = len(calibration.images)
-        tell(f"calibrate profile {profile} with {count} images of {calibration.source}")
+        if trained is None:
+            tell(f"calibrate profile {profile} with {count} images of {calibration.source}")
+        else:
+            tell(f"use profile {profile} with the ranges of the training")
         self._quantizer = Quantizer(
             model,
             calibration.inputs(manifest.input),
             profile,
             method=options.ranges or METHOD,
+            trained=trained.ranges if trained else None,
             progress=tell,
         )
         self._always = frozenset() if options.heads else self._quantizer.heads
@@ -202,12 +225,13 @@ class Quantized:
     def attempt(self, kept: Sequence[str], build: Build, measure: Measure | None) -> Attempt:
         """Quantise all convolutions but the heads and ``kept``; build and evaluate the artifact."""
         floats = self._always.union(kept)
-        quantizer, calibration = self._quantizer, self._calibration
+        quantizer, calibration, trained = self._quantizer, self._calibration, self._trained
         described = Quantization(
             profile=quantizer.profile.name,
-            ranges=quantizer.method,
-            calibration=calibration.digest,
-            images=calibration.names,
+            ranges=trained.method if trained else quantizer.method,
+            calibration=trained.calibration if trained else calibration.digest,
+            images=trained.images if trained else calibration.names,
+            corrections=("qat",) if trained else (),
             kept=tuple(layer.name for layer in quantizer.layers if layer.name in floats),
             share=round(self.share(kept), 4),
         )

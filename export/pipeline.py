@@ -35,6 +35,7 @@ from y7edge.export.proof.accuracy import MAX_INT8_DROP, Baseline, MapGate, gated
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes, own_probes
 from y7edge.export.proof.reference import Reference
+from y7edge.export.qat import recorded as recorded_training
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
     BuildRequest,
@@ -130,7 +131,9 @@ def export(
     if dynamic and batch != 1:
         raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
     size: Dim = "dynamic" if dynamic else batch
-    int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
+    trained = recorded_training(checkpoint) if precision == "int8" else None
+    quantize_heads |= trained is not None and trained.heads
+    int8 = Options(profile, calib, calib_images, ranges, quantize_heads, trained)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs)
     _check(chosen, precision, size, unverified, data is not None)
@@ -291,7 +294,9 @@ def _build(
         return _built(replace(request, manifest=manifest), target, graph)
 
     def measured(artifact: Artifact) -> AccuracyDifference:
-        return cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
+        found = cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
+        trained = order.int8.trained  # with other weights than the float checkpoint
+        return replace(found, earlier=trained.drop or 0.0) if trained else found
 
     source = Quantized(model, calibration, order.int8, target, order.manifest, tell)
     measure = None if gate is None else measured
