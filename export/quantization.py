@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from y7edge.errors import ConfigError
 from y7edge.export.graph.quantize import PROFILES, placement_of, quantize, ranges_of
 from y7edge.export.graph.quantize_placement import Wiring
-from y7edge.export.graph.quantize_ranges import collect
+from y7edge.export.graph.quantize_ranges import Histogram, Statistics, collect
 from y7edge.export.graph.quantize_weights import corrected
+
+Ranges = Mapping[str, tuple[float, float]]
 
 METHOD = "mse"
 """Default method to choose ranges."""
@@ -53,15 +56,19 @@ class Quantizer:
         profile: str,
         *,
         method: str = METHOD,
+        trained: Ranges | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         """Run the float graph on the calibration images, and count the values of its tensors.
+
+        If ``trained`` is given, these are the ranges, and the images are not used.
 
         Args:
             model: an fp32 graph with the outputs "heads" or "heads-sigmoid".
             inputs: the images, as the graph's input expects them, one at a time.
             profile: name of a profile.
             method: one of ``quantize_ranges.METHODS``.
+            trained: tensor -> the range with which the weights were trained (``qat``).
             progress: called with one line for each step.
 
         Raises:
@@ -75,8 +82,16 @@ class Quantizer:
         )
         (name,) = wiring.inputs
         tensors = placement_of(model, self.profile).group  # of all layers in integers
-        feeds = ({name: image} for image in inputs)
-        found = collect(model, list(tensors), feeds, progress)
+        self._trained = trained
+        if trained is not None:
+            # A histogram without values has the range inf to -inf.
+            self.method = "minmax"
+            ends = {tensor: trained.get(tensor, (np.inf, -np.inf)) for tensor in tensors}
+            known = {tensor: Histogram(*range) for tensor, range in ends.items()}
+            found = Statistics(known, {}, 0)  # without means: trained biases need no correction
+        else:
+            feeds = ({name: image} for image in inputs)
+            found = collect(model, list(tensors), feeds, progress)
         self._histograms, self.means, self.images = found.histograms, found.means, found.images
 
     @property
@@ -89,11 +104,25 @@ class Quantizer:
 
         Args:
             kept: names of the convolutions that stay in float; None: the heads.
+
+        Raises:
+            ConfigError: the weights were trained for a graph with other tensors.
         """
         placement = placement_of(self.model, self.profile, self.heads if kept is None else kept)
         ranges = ranges_of(self.model, placement, self.profile, self._histograms, self.method)
+        self._require_trained(placement.groups(), ranges)
         model = corrected(self.model, placement.integer, self.means)
         return quantize(model, placement, ranges, self.profile)
+
+    def _require_trained(self, groups: Mapping[str, list[str]], ranges: Ranges) -> None:
+        """Raise ConfigError if a group of tensors has no trained range."""
+        for group, tensors in groups.items():
+            known = self._trained is None or not self._trained.keys().isdisjoint(tensors)
+            if not known and ranges[group] == (0, 0):  # pixels and sigmoids have fixed ranges
+                raise ConfigError(
+                    f"the checkpoint was trained for a quantised graph without the tensor {group}: "
+                    "omit rewrites, and use the profile of the training"
+                )
 
     def share(self, kept: Collection[str] | None = None) -> float:
         """Return the share of all multiplications that are computed in integers."""

@@ -32,7 +32,7 @@ IMAGES = 32
 """Default number of images on which the candidates are compared."""
 
 _RUNS = 15  # of each graph, for the times
-_LEAST_SAVED = 0.05  # fraction of the mean time saved by a layer: less is not told from noise
+_LEAST_SAVED = 0.05  # of the mean time that a layer saves: smaller differences are noise
 
 Progress = Callable[[str], None]
 
@@ -75,7 +75,7 @@ def measure(
 
     Args:
         quantizer: the calibrated float graph.
-        images: images as the graph's input expects them, one for each run.
+        images: images as the graph's input expects them, one array for each run.
         levels: strides and anchors.
         nc: number of classes.
         progress: called with one line for each step; the first says how long all will take.
@@ -117,14 +117,15 @@ def measure(
 def order(found: Iterable[LayerDamage]) -> list[str]:
     """Return the names of the layers, the most damage for each millisecond saved first.
 
-    In this order layers go back to float. If int8 saves no time on this machine at all, the
-    multiplications of the layers take the place of the times.
+    In this order layers go back to float. Those that int8 makes slower are first, with the largest
+    damage. If int8 saves no time on this machine in total, the multiplications of the layers take
+    the place of the times.
     """
     layers = list(found)
     costs = [layer.ms_saved for layer in layers]
     if sum(costs) <= 0:
         costs = [float(layer.macs) for layer in layers]
-    least = _LEAST_SAVED * sum(costs) / max(len(layers), 1)
+    least = _LEAST_SAVED * sum(max(cost, 0.0) for cost in costs) / max(len(layers), 1)
 
     def rate(index: int) -> float:
         return layers[index].damage / max(costs[index], least)
@@ -223,5 +224,5 @@ class _Comparison:
             run = onnxrt.opened(path, self._threads)
             for image in self._images:
                 given = run({self._input: image})
-                heads = [given[name] for name in self._outputs]
-                yield decode(heads, self._levels, self._nc, activated=self._activated)
+                for one in zip(*(given[name][:, None] for name in self._outputs), strict=True):
+                    yield decode(one, self._levels, self._nc, activated=self._activated)

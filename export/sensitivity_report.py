@@ -287,6 +287,7 @@ def draw(found: Sensitivity, path: Path) -> None:
             color="#dc2626",
         )
     axes[0].legend(fontsize=7, loc="best")
+    axes[0].margins(x=0.09)  # room for "float"
     axes[1].barh(rows, [x.ms_saved for x in layers], color="#16a34a")
     axes[1].set_xlabel("milliseconds saved")
     if panels == 3:

@@ -172,7 +172,16 @@ def scale_of(profile: Profile, low: float, high: float) -> tuple[np.float32, int
 
 
 def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Function | None:
-    """Return the activation that follows a tensor, if nothing else reads the tensor."""
+    """Return the activation that follows a tensor, if nothing else reads the tensor.
+
+    A sigmoid follows the logits that a graph returns.
+    """
+    if (
+        len(tensors) == 1
+        and tensors[0] in wiring.outputs
+        and wiring.producer[tensors[0]].op_type == "Conv"
+    ):
+        return lambda x: 1 / (1 + np.exp(-x))
     if len(tensors) > 1 or tensors[0] not in placement.activated:
         return None
     readers = wiring.readers[tensors[0]]

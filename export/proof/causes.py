@@ -346,7 +346,8 @@ def _shift(case: Case) -> Cause | None:
     place = letterbox_geometry(frame_hw, (image.height, image.width))
     aligned = {(sign * place.top, sign * place.left) for sign in (-1, 1)}
     for down, right in sorted(aligned | {(-1, 0), (1, 0), (0, -1), (0, 1)}, key=sum):
-        moved = np.full_like(fed, image.letterbox.pad * np.float32(image.scale))
+        pad = image.letterbox.pad * np.float32(image.scale) + image.zero_point
+        moved = np.full_like(fed, pad)
         height, width = fed.shape[2:]
         moved[:, :, max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)] = (
             fed[:, :, max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]

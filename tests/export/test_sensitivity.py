@@ -32,9 +32,9 @@ BAD = "/row11/Conv"
 FREE = "/row30/Conv"
 
 
-def graph_of(checkpoint, outputs="heads"):
+def graph_of(checkpoint, outputs="heads", **options):
     folded = fold_checkpoint(checkpoint)
-    return build_graph(folded, outputs=outputs, height=HEIGHT, width=WIDTH)
+    return build_graph(folded, outputs=outputs, height=HEIGHT, width=WIDTH, **options)
 
 
 def levels_of(checkpoint):
@@ -135,15 +135,24 @@ def test_damage_is_weighted_by_the_scores_of_the_reference(
     assert found.scores == pytest.approx(np.abs(score - weight).sum() / weight.sum(), rel=1e-4)
 
 
-def test_sigmoid_outputs_give_the_same_damage(narrow_tiny, images):
-    """Of one layer, to be quick: the candidates are decoded from probabilities or logits."""
+def test_other_inputs_and_outputs_give_the_same_damage(narrow_tiny, images):
+    """Of one layer, to be quick: sigmoids instead of logits, and batches of two images."""
+    pixels = [np.rint(i.transpose(0, 2, 3, 1) * 255).astype(np.uint8) for i in images]
+    cases = [
+        (images, {}),
+        (images, {"outputs": "heads-sigmoid"}),
+        ([np.concatenate(images)], {"batch": 2}),
+        (images, {"batch": None}),
+        (pixels, {"input": "uint8"}),
+    ]
     found = []
-    for outputs in ("heads", "heads-sigmoid"):
-        one = Quantizer(graph_of(narrow_tiny, outputs), images, "u8s8")
+    for given, options in cases:
+        one = Quantizer(graph_of(narrow_tiny, **options), given, "u8s8")
         one.layers = one.layers[:1]
-        found += measure(one, images, levels_of(narrow_tiny), narrow_tiny.spec.nc)
-    assert found[0].boxes == pytest.approx(found[1].boxes, rel=1e-3)
-    assert found[0].scores == pytest.approx(found[1].scores, rel=1e-3)
+        found += measure(one, given, levels_of(narrow_tiny), narrow_tiny.spec.nc)
+    for other in found[1:]:
+        assert other.boxes == pytest.approx(found[0].boxes, rel=1e-3)
+        assert other.scores == pytest.approx(found[0].scores, rel=1e-3)
 
 
 def test_no_images(quantizer, narrow_tiny):
@@ -213,6 +222,11 @@ def test_most_damage_for_each_millisecond_is_first():
 def test_convolutions_that_save_nothing_are_first():
     layers = [damage("a", 0.1, 1.0), damage("b", 0.01, -0.5), damage("c", 0.02, 0.0)]
     assert order(layers) == ["c", "b", "a"]
+
+
+def test_savings_that_are_smaller_than_noise_count_alike():
+    layers = [damage("a", 0.1, 1.0), damage("b", 0.2, -0.9), damage("c", 0.0015, 0.002)]
+    assert order(layers) == ["b", "a", "c"]
 
 
 def test_multiplications_take_the_place_of_times_if_int8_is_slower():

@@ -53,7 +53,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The input tensor. Its values are pixel values (0..255) times ``scale``."""
+    """The input tensor: values are ``scale`` x pixel values (0..255) + ``zero_point``."""
 
     name: str
     batch: Dim
@@ -65,6 +65,7 @@ class InputInfo:
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
     levels: tuple[int, int] | None = None  # pixel values of 16-bit images that map to 0 and 255
+    zero_point: int = 0  # -128 if the input is int8
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images

@@ -1,0 +1,178 @@
+"""Run the nodes of a graph with torch, with the rounding of a quantised graph, and gradients.
+
+A quantised tensor is rounded to the values that it can have in integers, and stays a float tensor.
+The gradient of the rounding is 1 inside the range of the tensor and 0 outside of it (Jacob et al.
+2018, arXiv 1712.05877, section 3). Thus the weights can be trained for the quantised graph.
+
+The nodes are plain data. :mod:`y7edge.export.qat` reads them from the ONNX graph that the export
+writes, so that both have the same quantised tensors and the same scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from y7edge.errors import ConfigError
+
+OPERATORS = (
+    *("Add", "Concat", "Conv", "LeakyRelu", "MaxPool", "Mul", "Resize", "Round", "Sigmoid"),
+    "Slice",
+)
+"""Operators of :class:`Node`: those of ONNX, and ``Round``, which stands for a QDQ pair."""
+
+_WEIGHT_MAX = 127
+_BIAS_MAX = 0.9 * (2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The values of a quantised tensor: ``scale * (n - zero)`` for n from ``low`` to ``high``."""
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return (self.low - self.zero) * self.scale, (self.high - self.zero) * self.scale
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a graph.
+
+    Attributes:
+        operator: One of ``OPERATORS``.
+        inputs: Names of the tensors that it reads, without constants.
+        output: Name of the tensor that it writes.
+        numbers: Attributes and constant inputs, as arguments of the torch function.
+        weights: Of a convolution: keys of weight and bias.
+        rounding: Of ``Round``: the values of the output. Of a convolution in integers: those of its
+            input.
+        int32_bias: Whether the bias of a convolution in integers is an integer too.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    output: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    rounding: Rounding | None = None
+    int32_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise ConfigError(
+                f"operator {self.operator} of {self.output} cannot be trained, expected one of "
+                f"{', '.join(OPERATORS)}"
+            )
+
+
+class QuantizedGraph(nn.Module):
+    """A graph of float or quantised operators, whose weights can be trained."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        image: str,
+        outputs: Sequence[str],
+        weights: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Copy the weights.
+
+        Args:
+            nodes: the nodes, in the order of computation.
+            image: name of the input, (B, 3, H, W) float32, RGB, 0 to 1.
+            outputs: names of the heads, finest level first.
+            weights: weights and biases of the convolutions, by key.
+        """
+        super().__init__()
+        self.nodes, self._image, self._outputs = tuple(nodes), image, tuple(outputs)
+        self._index = {key: index for index, key in enumerate(weights)}
+        self.weights = nn.ParameterList(torch.tensor(value) for value in weights.values())
+        self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+
+    def float_twin(self, nodes: Sequence[Node]) -> QuantizedGraph:
+        """Return a graph of the nodes ``nodes``, which uses the same weights as this one."""
+        twin = QuantizedGraph(nodes, self._image, self._outputs, {})
+        twin._index, twin.weights = self._index, self.weights
+        return twin
+
+    def forward(self, images: Tensor, observed: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return the heads, each (B, A * (5 + nc), H, W), and the tensors ``observed``, by name."""
+        asked = {*self._outputs, *observed}
+        tensors = {self._image: images}
+        for index, node in enumerate(self.nodes):
+            tensors[node.output] = self._compute(node, [tensors[name] for name in node.inputs])
+            for name in node.inputs:
+                if self._last[name] == index and name not in asked:
+                    tensors.pop(name, None)
+        return {name: tensors[name] for name in (*self._outputs, *observed)}
+
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Return the heads, each (B, A * (5 + nc), H, W), as ``Model.heads`` does."""
+        return list(self(images).values())
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return copies of weights and biases by key."""
+        values = (p.detach().cpu().numpy().copy() for p in self.weights)
+        return dict(zip(self._index, values, strict=True))
+
+    def _compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        x, numbers = inputs[0], node.numbers
+        match node.operator:
+            case "Conv":
+                weight, bias = self._weights(node)
+                return functional.conv2d(x, weight, bias, **numbers)
+            case "Round":
+                assert node.rounding is not None
+                how = node.rounding
+                return torch.fake_quantize_per_tensor_affine(
+                    x, how.scale, how.zero, how.low, how.high
+                )
+            case "LeakyRelu":
+                return functional.leaky_relu(x, **numbers)
+            case "Sigmoid":
+                return torch.sigmoid(x)
+            case "Mul":
+                return x * inputs[1]
+            case "Add":
+                return x + inputs[1]
+            case "Concat":
+                return torch.cat(inputs, 1)
+            case "MaxPool":
+                pooled: Tensor = functional.max_pool2d(x, **numbers)
+                return pooled
+            case "Resize":
+                return functional.interpolate(x, mode="nearest", **numbers)
+            case _:  # Slice
+                (top, left), step = numbers["starts"], numbers["step"]
+                return x[:, :, top::step, left::step]
+
+    def _weights(self, node: Node) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a convolution, rounded as the export rounds them."""
+        weight, bias = (self.weights[self._index[key]] for key in node.weights)
+        if node.rounding is None:
+            return weight, bias
+        largest = weight.detach().abs().amax((1, 2, 3))
+        scale = torch.where(largest > 0, largest / _WEIGHT_MAX, torch.ones_like(largest))
+        if node.int32_bias:
+            step = node.rounding.scale
+            scale = torch.maximum(scale, bias.detach().abs() / (_BIAS_MAX * step))
+            steps = scale * step
+            bias = bias + (torch.round(bias / steps) * steps - bias).detach()
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        weight = torch.fake_quantize_per_channel_affine(
+            weight, scale, zeros, 0, -_WEIGHT_MAX, _WEIGHT_MAX
+        )
+        return weight, bias
