@@ -50,6 +50,8 @@ class Options:
         count: Number of calibration images; None: 256.
         ranges: Method that chooses ranges; None: the default.
         heads: Whether the convolutions that write the outputs are quantised too.
+        trained: The profile and the ranges that the weights were trained for; None: they were not
+            trained for a quantised graph.
     """
 
     profile: str | None = None
@@ -190,7 +192,8 @@ class Quantized:
             self._quantizer = Quantizer(model, inputs, profile, method=method, progress=tell)
             for warning in unfamiliar(checkpoint, self._quantizer):
                 tell(warning)
-        self._always = frozenset() if options.heads else self._quantizer.heads
+        integer_heads = options.heads or (trained is not None and trained.heads)
+        self._always = frozenset() if integer_heads else self._quantizer.heads
 
     def share(self, kept: Sequence[str]) -> float:
         """Return the share of the multiplications in integers, if ``kept`` are in float."""
