@@ -18,7 +18,14 @@ from y7edge.artifact.description import Size, pair
 from y7edge.artifact.reports import ParityReport
 from y7edge.benchmark.measure import Report, compare, open_measured
 from y7edge.detect.detector import Detector
-from y7edge.errors import ConfigError, DeviceError, ExportError, GateError, RuntimeMissing
+from y7edge.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    ExportError,
+    GateError,
+    RuntimeMissing,
+)
 from y7edge.evaluation import plots
 from y7edge.export.delivery import require_destination
 from y7edge.export.pipeline import export
@@ -118,6 +125,7 @@ def optimize(
     max_map_drop: float = MAX_MAP_DROP,
     only: Collection[str] | None = None,
     images: Images | None = None,
+    calib: Path | str | None = None,
     threads: int | None = None,
     runs: int = 100,
     progress: Progress | None = None,
@@ -134,6 +142,7 @@ def optimize(
         max_map_drop: largest accepted drop of the mAP@0.5:0.95.
         only: names of targets; None: all that have a runtime.
         images: images for the proofs, as for ``export``.
+        calib: calibration images of int8; None: the split "train" of ``data``.
         threads: threads of engine and OpenCV; None: the physical cores of this process.
         runs: number of measured rounds.
         progress: called with one line for each step.
@@ -163,8 +172,12 @@ def optimize(
     for kind, path in kinds:
         tell(f"--- {kind.target} {kind.precision}")
         try:
-            made.append(_make(kind, path, checkpoint, size, baseline, images, tell))
-        except (ExportError, DeviceError, RuntimeMissing) as error:
+            made.append(
+                _make(kind, path, checkpoint, size, baseline, images, calib, max_map_drop, tell)
+            )
+        except (ExportError, DeviceError, RuntimeMissing, DataError) as error:
+            if isinstance(error, DataError) and kind.precision != "int8":
+                raise
             tell(f"not possible here: {error}")
             made.append((replace(kind, problem=str(error)), None))
             problems.append(error)
@@ -214,9 +227,15 @@ def _make(
     imgsz: tuple[int, int],
     baseline: Baseline,
     images: Images | None,
+    calib: Path | str | None,
+    max_map_drop: float,
     tell: Progress,
 ) -> tuple[Candidate, Artifact]:
-    """Export one kind of artifact with its proof and its mAP."""
+    """Export one kind of artifact with its proof and its mAP.
+
+    In int8, layers stay in float until the drop is at most ``max_map_drop``.
+    """
+    int8 = kind.precision == "int8"
     made = export(
         checkpoint,
         path,
@@ -225,6 +244,8 @@ def _make(
         imgsz=imgsz,
         images=images,
         data=baseline,
+        max_map_drop=max_map_drop if int8 else None,
+        calib=calib if int8 else None,
         progress=tell,
     )
     accuracy = ParityReport.from_dict(made.manifest.parity).accuracy

@@ -25,17 +25,16 @@ from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
 from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
-from y7edge.export.fallback import Inputs, Options, Quantized, quantized
+from y7edge.export.fallback import Options, Quantized, quantized
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
-from y7edge.export.proof.accuracy import MAX_INT8_DROP, Baseline, MapGate, gated, judged
+from y7edge.export.proof.accuracy import Baseline, MapGate, gate_of, gated, judged
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes, own_probes
 from y7edge.export.proof.reference import Reference
-from y7edge.export.qat import recorded as recorded_training
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
     BuildRequest,
@@ -93,28 +92,23 @@ def export(
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
-        dynamic: make the batch size dynamic, instead of ``batch``. The proof then runs batches of 1
-            and of 3 images.
-        images: images for the proof; None: images of the data set that the checkpoint records, or
-            synthetic scenes if that data set does not exist.
-        rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
-            ``REWRITES``.
+        dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
+        images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
+        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``.
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime; allowed in int8
             without ``data``; else forbidden.
         data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once for
-            several exports. Required in int8, where layers go back to float until the drop of the
-            mAP is accepted.
+            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
+            Required in int8, where layers go back to float until the drop of the mAP is accepted.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
             measure it in other precisions.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
-        calib: data set or folder with images for the calibration of int8; None: the split "train"
-            of ``data``.
+        calib: data set or folder to calibrate int8; None: the split "train" of ``data``.
         calib_images: number of calibration images; None: 256.
-        ranges: how int8 ranges are chosen: a name from ``graph.quantize_ranges.METHODS``.
+        ranges: how int8 ranges are chosen (``graph.quantize_ranges.METHODS``).
         quantize_heads: also quantise the convolutions that write the outputs.
         progress: called with one line for each step.
 
@@ -122,34 +116,49 @@ def export(
         ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
         DataError: the images or the data set cannot be used.
-        ParityError: the proof failed or is inconclusive, or the mAP drops by more than
-            ``max_map_drop``; the error's ``report`` has the numbers.
+        ParityError: the proof failed, or the mAP drops too much; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
-    if dynamic and batch != 1:
-        raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
-    size: Dim = "dynamic" if dynamic else batch
-    trained = recorded_training(checkpoint) if precision == "int8" else None
-    quantize_heads |= trained is not None and trained.heads
-    int8 = Options(profile, calib, calib_images, ranges, quantize_heads, trained)
+    size = _size(batch, dynamic)
+    int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
-    int8.check(chosen, precision, outputs)
-    _check(chosen, precision, size, unverified, data is not None)
-    require_destination(destination, target, chosen)
-    require_device(chosen, device)
-    require({**_needs(precision), **chosen.NEEDS}, f"target {target}")
-    rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
-    if rewrites and chosen.NEEDS_CHECKPOINT:
-        raise ConfigError(f"target {target} converts the checkpoint, not a graph: omit --rewrite")
+    int8.check(chosen, precision, outputs, checkpoint)
+    _check(chosen, precision, unverified, data is not None)
+    _require(chosen, destination, precision, device)
+    rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
-    if precision == "int8" and data is not None and max_map_drop is None:
-        max_map_drop = MAX_INT8_DROP
-    gate = MapGate.create(checkpoint, data, max_map_drop, tell)
-    found = int8.choose(checkpoint.names, data, tell) if precision == "int8" else None
+    gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
+    found = int8.choose(checkpoint, data, tell) if precision == "int8" else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
+
+
+def _size(batch: int, dynamic: bool) -> Dim:
+    """Return the batch size; raise ConfigError if it is out of range."""
+    if dynamic and batch != 1:
+        raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
+    return "dynamic" if dynamic else batch
+
+
+def _require(target: Target, destination: Path, precision: str, device: str) -> None:
+    """Check that the destination can be written, and that device and packages are known."""
+    require_destination(destination, target.NAME, target)
+    require_device(target, device)
+    require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
+
+
+def _rewrites(checkpoint: Checkpoint, target: Target, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
+    rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
+    if rewrites and target.NEEDS_CHECKPOINT:
+        raise ConfigError(
+            f"target {target.NAME} converts the checkpoint, not a graph: omit --rewrite"
+        )
+    return rewrites
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,7 @@ class _Order:
     device: str
     unverified: str | None
     int8: Options
-    calibration: Calibration | None  # None unless the precision is int8
+    calibration: Calibration | None  # in int8
     tell: Callable[[str], None]
 
     @property
@@ -272,20 +281,15 @@ def _graph(
 def _build(
     order: _Order, request: BuildRequest, model: onnx.ModelProto, gate: MapGate | None
 ) -> tuple[Artifact, AccuracyDifference | None, tuple[FallbackStep, ...]]:
-    """Build the artifact; quantise the graph first if the target takes QDQ graphs.
+    """Build the artifact, of a quantised graph if the precision is int8.
 
     Quantised artifacts are evaluated, because their mAP decides which layers stay in float. Returns
     the artifact, its mAP if it was evaluated, and the attempts.
     """
     target, calibration, tell = order.target, order.calibration, order.tell
     tell(f"build the {target.NAME} artifact")
-    if calibration is None:
+    if request.manifest.precision != "int8":
         return _built(request, target, model), None, ()
-    if not target.PROFILES:
-        described = Quantization(None, None, calibration.digest, calibration.names)
-        manifest = replace(request.manifest, quantization=described)
-        given = Inputs(calibration, manifest.input)
-        return _built(replace(request, manifest=manifest, images=given), target, model), None, ()
 
     def built(graph: onnx.ModelProto, described: Quantization) -> Artifact:
         shutil.rmtree(request.folder, ignore_errors=True)  # of an earlier attempt
@@ -294,11 +298,10 @@ def _build(
         return _built(replace(request, manifest=manifest), target, graph)
 
     def measured(artifact: Artifact) -> AccuracyDifference:
-        found = cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
-        trained = order.int8.trained  # with other weights than the float checkpoint
-        return replace(found, earlier=trained.drop or 0.0) if trained else found
+        return cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
 
-    source = Quantized(model, calibration, order.int8, target, order.manifest, tell)
+    checkpoint, manifest = order.checkpoint, order.manifest
+    source = Quantized(model, checkpoint, calibration, order.int8, target, manifest, tell)
     measure = None if gate is None else measured
     found, steps = quantized(source, built, measure, order.subject)
     return found.artifact, found.accuracy, steps
@@ -345,16 +348,13 @@ def _versions(target: Target, precision: str) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(
-    target: Target, precision: str, batch: Dim, unverified: str | None, evaluated: bool
-) -> None:
-    """Raise ConfigError if the precision, the batch size or ``unverified`` does not suit.
+def _check(target: Target, precision: str, unverified: str | None, evaluated: bool) -> None:
+    """Raise ConfigError if ``unverified`` or a data set is missing, or does not suit the target.
 
-    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
+    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden, unless the
+    precision is int8 and nothing is evaluated.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
-    if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
-        raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved here ({target.RUNTIME.reason}): "

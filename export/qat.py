@@ -28,7 +28,7 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
-from y7edge.export.graph.quantize import PROFILES, fixed_range, placement_of, profile_of
+from y7edge.export.graph.quantize import PROFILES, implied_range, placement_of, profile_of
 from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import METHOD, Quantizer
@@ -339,12 +339,18 @@ class _Source:
         return found
 
     def _learned(self) -> list[str]:
-        """Return the groups whose ranges are trained: all but pixels and sigmoids."""
-        wiring, profile = Wiring(self._graph), PROFILES[self._config.profile]
+        """Return the groups whose ranges are trained: those that do not follow from the graph."""
+        wiring, profile, placement = (
+            Wiring(self._graph),
+            PROFILES[self._config.profile],
+            self._placement,
+        )
+        groups = placement.groups()
+        ranges = {group: self._ranges[tensors[0]] for group, tensors in groups.items()}
         return [
             group
-            for group, tensors in self._placement.groups().items()
-            if fixed_range(wiring, tensors, profile) is None
+            for group, tensors in groups.items()
+            if implied_range(wiring, placement, tensors, profile, ranges) is None
         ]
 
     def _evaluate(self, graph: QuantizedGraph) -> Metrics:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from y7edge.errors import ConfigError
 from y7edge.export.graph.quantize import PROFILES, placement_of, quantize, ranges_of
 from y7edge.export.graph.quantize_placement import Wiring
-from y7edge.export.graph.quantize_ranges import Histogram, collect
+from y7edge.export.graph.quantize_ranges import Histogram, Statistics, collect
+from y7edge.export.graph.quantize_weights import corrected
 
 Ranges = Mapping[str, tuple[float, float]]
 
-METHOD = "minmax"
+METHOD = "mse"
 """Default method to choose ranges."""
 
 
@@ -44,6 +45,8 @@ class Quantizer:
         profile: The profile of the QDQ graphs.
         method: The method that chose the ranges.
         layers: All convolutions, in the order of computation.
+        means: Mean of each channel (C,) of the tensors on the calibration images.
+        images: Number of calibration images.
     """
 
     def __init__(
@@ -84,9 +87,12 @@ class Quantizer:
             # A histogram without values has the range inf to -inf.
             self.method = "minmax"
             ends = {tensor: trained.get(tensor, (np.inf, -np.inf)) for tensor in tensors}
-            self._histograms = {tensor: Histogram(*range) for tensor, range in ends.items()}
+            known = {tensor: Histogram(*range) for tensor, range in ends.items()}
+            found = Statistics(known, {}, 0)  # without means: trained biases need no correction
         else:
-            self._histograms = collect(model, list(tensors), ({name: image} for image in inputs))
+            feeds = ({name: image} for image in inputs)
+            found = collect(model, list(tensors), feeds, progress)
+        self._histograms, self.means, self.images = found.histograms, found.means, found.images
 
     @property
     def heads(self) -> frozenset[str]:
@@ -105,7 +111,8 @@ class Quantizer:
         placement = placement_of(self.model, self.profile, self.heads if kept is None else kept)
         ranges = ranges_of(self.model, placement, self.profile, self._histograms, self.method)
         self._require_trained(placement.groups(), ranges)
-        return quantize(self.model, placement, ranges, self.profile)
+        model = corrected(self.model, placement.integer, self.means)
+        return quantize(model, placement, ranges, self.profile)
 
     def _require_trained(self, groups: Mapping[str, list[str]], ranges: Ranges) -> None:
         """Raise ConfigError if a group of tensors has no trained range."""

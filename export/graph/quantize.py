@@ -9,7 +9,7 @@ Weights are quantised symmetrically to int8, with one scale for each output chan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from y7edge.errors import ConfigError, ExportError
-from y7edge.export.graph.quantize_placement import Placement, Wiring, place
+from y7edge.export.graph.quantize_placement import REPEATING, Placement, Wiring, place
 from y7edge.export.graph.quantize_ranges import Function, Histogram, choose
 
 Floats = NDArray[np.float32]
@@ -98,39 +98,65 @@ def ranges_of(
     histograms: Mapping[str, Histogram],
     method: str,
 ) -> dict[str, tuple[float, float]]:
-    """Choose the range of each group of tensors.
+    """Choose the range of each group of tensors: it contains the ranges of all its tensors.
+
+    A Concat, and an operator that selects values, write the values that they read: the range of
+    their outputs is that of their inputs. A range of their own would clip a second time.
 
     Args:
         model: the float graph.
         placement: the groups.
         profile: number of quantised values, and whether ranges are symmetric.
-        histograms: the values of the tensors; those that a sigmoid writes need none.
+        histograms: the values of the tensors.
         method: one of ``quantize_ranges.METHODS``.
     """
     wiring = Wiring(model)
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for group, tensors in placement.groups().items():
-        fixed = fixed_range(wiring, tensors, profile)
-        if fixed is not None:
-            found[group] = fixed
-        else:
-            merged = histograms[tensors[0]]
-            for tensor in tensors[1:]:
-                merged = merged.merged(histograms[tensor])
+        implied = implied_range(wiring, placement, tensors, profile, found)
+        if implied is None:
             behind = _behind(wiring, placement, tensors)
-            found[group] = choose(merged, method, profile.levels, profile.symmetric, behind)
+            implied = union(
+                choose(histograms[tensor], method, profile.levels, profile.symmetric, behind)
+                for tensor in tensors
+                if wiring.producer[tensor].op_type not in REPEATING
+            )
+        found[group] = implied
     return found
 
 
-def fixed_range(wiring: Wiring, tensors: list[str], profile: Profile) -> tuple[float, float] | None:
-    """Return the range of a group whose values are known: pixels, and the results of a sigmoid."""
+def implied_range(
+    wiring: Wiring,
+    placement: Placement,
+    tensors: list[str],
+    profile: Profile,
+    ranges: Mapping[str, tuple[float, float]],
+) -> tuple[float, float] | None:
+    """Return the range of a group, if it follows from the graph and the ranges of other groups.
+
+    Args:
+        wiring: the float graph.
+        placement: the groups.
+        tensors: the tensors of the group.
+        profile: the profile.
+        ranges: the groups before this one.
+    """
     writers = [wiring.producer[t].op_type for t in tensors if t in wiring.producer]
-    if tensors[0] in wiring.inputs or writers[:1] == ["Div"]:
+    if tensors[0] in wiring.inputs or writers[:1] == ["Div"]:  # pixels
         return -1.0 if profile.symmetric else 0.0, 1.0
     if len(tensors) == 1 and writers == ["Sigmoid"]:
         top = (profile.levels - 1) / profile.levels  # the step is a power of two
         return (-1.0, 1.0) if profile.symmetric else (0.0, top)
+    if set(writers) <= REPEATING:
+        read = wiring.sources(wiring.producer[tensors[0]])
+        return union(ranges[placement.group[t]] for t in read if t in placement.group)
     return None
+
+
+def union(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return the smallest range that contains 0 and all of these."""
+    lows, highs = zip((0.0, 0.0), *ranges, strict=True)
+    return min(lows), max(highs)
 
 
 def scale_of(profile: Profile, low: float, high: float) -> tuple[np.float32, int]:
@@ -146,7 +172,16 @@ def scale_of(profile: Profile, low: float, high: float) -> tuple[np.float32, int
 
 
 def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Function | None:
-    """Return the activation that follows a tensor, if nothing else reads the tensor."""
+    """Return the activation that follows a tensor, if nothing else reads the tensor.
+
+    A sigmoid follows the logits that a graph returns.
+    """
+    if (
+        len(tensors) == 1
+        and tensors[0] in wiring.outputs
+        and wiring.producer[tensors[0]].op_type == "Conv"
+    ):
+        return lambda x: 1 / (1 + np.exp(-x))
     if len(tensors) > 1 or tensors[0] not in placement.activated:
         return None
     readers = wiring.readers[tensors[0]]
@@ -174,8 +209,10 @@ def quantize(
         profile: the profile.
 
     Raises:
-        ExportError: a range or a weight is not finite.
+        ExportError: a group has no range, or a range or a weight is not finite.
     """
+    if missing := sorted(set(placement.group.values()) - ranges.keys()):
+        raise ExportError(f"there is no range for {missing[0]}: calibrate the graph again")
     writer = _Writer(model, placement, profile)
     for group, (low, high) in ranges.items():
         writer.group(group, low, high)

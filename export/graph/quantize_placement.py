@@ -13,7 +13,7 @@ The rules depend only on the operators of the graph and on the profile:
   do those of an Add. TensorRT then needs no kernel for the Concat
   (https://github.com/NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat).
 * The inputs and the output of a Max have one scale, which TensorFlow Lite requires.
-* Around a convolution in float, neither its output nor the tensors of its activation are quantised.
+* The tensors between a convolution in float and its activation stay in float.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from y7edge.errors import ExportError
 
 SELECTING = frozenset({"MaxPool", "Resize", "Slice"})
 """Operators whose output has only values of their input."""
+
+REPEATING = SELECTING | {"Concat"}
+"""Operators whose output has only values of their inputs."""
 
 _JOINING = frozenset({"Concat", "Add"})
 _POINTWISE = frozenset({"LeakyRelu", "Sigmoid", "Mul", "Max"})
@@ -138,9 +141,7 @@ def place(
     for node in wiring.convolutions:
         nodes, end = wiring.activation(node)
         start, inner = node.output[0], {n.output[0] for n in nodes[:-1]}
-        if node.name not in integer:
-            inside |= {start, *inner}
-        elif fused:
+        if fused or node.name not in integer:
             inside |= {start, *inner} - {end}
         else:
             always.add(start)

@@ -7,6 +7,8 @@ when a larger value comes. The smallest and largest value are exact.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from y7edge.errors import ConfigError, DataError
 from y7edge.files import temporary_folder
@@ -28,6 +31,8 @@ PERCENTILE = 99.99
 
 BINS = 4096
 _SAMPLED = 1 << 16  # values of a tensor that are counted in an image
+_PARTS = tuple(f"calibration/{part}" for part in ("sample", "low", "high", "means"))
+_SECONDS = 10.0  # between lines of progress
 _STEPS = 64  # ranges that method mse tries for each end
 
 Floats = NDArray[np.float32]
@@ -50,22 +55,18 @@ class Histogram:
     reach: float = 2.0**-20
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
 
-    def add(self, values: Floats) -> None:
-        """Count the values of one image; large tensors are sampled at even distances.
+    def add(self, sample: Floats, low: float, high: float) -> None:
+        """Count values.
 
-        Raises:
-            DataError: a value is not finite.
+        Args:
+            sample: a sample of the values, of any shape.
+            low: the smallest of all values.
+            high: the largest of all values.
         """
-        flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not np.isfinite(low + high):
-            raise DataError("an activation is not finite on a calibration image: use fp32")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        step = max(1, flat.size // _SAMPLED) | 1  # odd, so that it does not follow rows
-        taken = flat[::step]
-        index = ((taken.astype(np.float64) / self.reach + 1) * (BINS / 2)).astype(np.int64)
-        self.counts += np.bincount(np.minimum(index, BINS - 1), minlength=BINS)
+        index = (sample.reshape(-1).astype(np.float64) / self.reach + 1) * (BINS / 2)
+        self.counts += np.bincount(np.minimum(index.astype(np.int64), BINS - 1), minlength=BINS)
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both."""
@@ -91,31 +92,105 @@ class Histogram:
             self.counts[BINS // 4 : BINS // 4 * 3] = pairs
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """The values of tensors on the calibration images.
+
+    Attributes:
+        histograms: The values of each tensor.
+        means: Mean of each channel (C,) of each tensor.
+        images: Number of images.
+    """
+
+    histograms: dict[str, Histogram]
+    means: dict[str, NDArray[np.float64]]
+    images: int
+
+
 def collect(
-    model: onnx.ModelProto, tensors: Sequence[str], feeds: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, Histogram]:
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    progress: Callable[[str], None] | None = None,
+) -> Statistics:
     """Run a float graph on images, and count the values of its tensors.
+
+    Large tensors are sampled at even distances. The samples, ends and means are computed in the
+    graph, so that the tensors themselves need not be kept: those of yolov7-e6e have 7.6 GB.
 
     Args:
         model: the float graph.
-        tensors: names of tensors; inputs of the graph may be among them.
+        tensors: names of tensors (B, C, H, W).
         feeds: the inputs of each run, by name.
+        progress: called with one line about every 10 seconds.
 
     Raises:
         DataError: there are no images, or a value is not finite.
     """
     found = {name: Histogram() for name in tensors}
-    count = 0
+    sums: dict[str, NDArray[np.float64]] = {name: np.zeros(1) for name in tensors}
+    count, told = 0, time.monotonic()
     with temporary_folder() as folder:
-        run = opened(model, list(tensors), folder)
+        run = opened(*_summarized(model, tensors), folder)
         for feed in feeds:
-            count += 1
-            for name, values in {**run(feed), **feed}.items():
-                if name in found:
-                    found[name].add(values)
+            got = run(feed)
+            for name in tensors:
+                sample, low, high, means = (got[f"{name}/{part}"] for part in _PARTS)
+                # The mean is not finite if a single value is not.
+                if not np.isfinite([low, high, *means.reshape(-1)]).all():
+                    raise DataError(
+                        f"calibration image {count + 1}: the values of {name} are not finite: "
+                        "export in fp32"
+                    )
+                found[name].add(sample, float(low), float(high))
+                sums[name] = sums[name] + means.sum(axis=(0, 2, 3), dtype=np.float64)
+            count += len(next(iter(feed.values())))
+            if progress and time.monotonic() - told > _SECONDS:
+                progress(f"calibration: {count} images")
+                told = time.monotonic()
     if not count:
         raise DataError("there are no calibration images")
-    return found
+    return Statistics(found, {name: sum / count for name, sum in sums.items()}, count)
+
+
+def _summarized(
+    model: onnx.ModelProto, tensors: Sequence[str]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a graph that also computes samples, ends and means, and the names of these."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {
+        value.name: math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    summarized = onnx.ModelProto()
+    summarized.CopyFrom(model)
+    names = []
+
+    def constant(name: str, value: list[int]) -> str:
+        tensor = numpy_helper.from_array(np.array(value, np.int64), name)
+        summarized.graph.initializer.append(tensor)
+        return name
+
+    flat, start, end = (
+        constant(f"calibration/{name}", [value])
+        for name, value in (("flat", -1), ("start", 0), ("end", np.iinfo(np.int64).max))
+    )
+    for name in tensors:
+        step = max(1, sizes[name] // _SAMPLED) | 1  # odd, so that it does not follow rows
+        line = f"{name}/calibration/flat"
+        steps = constant(f"{name}/calibration/step", [step])
+        sample, low, high, means = parts = [f"{name}/{part}" for part in _PARTS]
+        summarized.graph.node.extend(
+            (
+                helper.make_node("Reshape", [name, flat], [line]),
+                helper.make_node("Slice", [line, start, end, start, steps], [sample]),
+                helper.make_node("ReduceMin", [name], [low], keepdims=0),
+                helper.make_node("ReduceMax", [name], [high], keepdims=0),
+                helper.make_node("GlobalAveragePool", [name], [means]),
+            )
+        )
+        names += parts
+    return summarized, names
 
 
 def opened(
@@ -157,7 +232,7 @@ def choose(
     if symmetric:
         high = max(-low, high)
         low = -high
-    return low, high
+    return float(low), float(high)
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

@@ -6,12 +6,10 @@ point of the group ``y7edge.targets``. It imports its toolkit inside functions o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
@@ -39,9 +37,6 @@ class BuildRequest:
         manifest: The manifest without payload digest, probes and parity report.
         folder: An empty folder for the files.
         name: Name of the main file; side files have the same stem.
-        images: Calibration inputs, each as ``manifest.input`` describes it, with batch 1: float32
-            (1, 3, H, W), RGB, 0 to 1. They are read from their files in each iteration. None if the
-            target does not quantise the model itself.
         device: The device to build for, if the toolkit builds for a device.
         options: Options of the target, by the names in ``OPTIONS``.
         progress: Called with one line for each step of a long build, and for each result that is
@@ -53,7 +48,6 @@ class BuildRequest:
     manifest: Manifest
     folder: Path
     name: str
-    images: Iterable[NDArray[Any]] | None = None
     device: str = "auto"
     options: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
@@ -76,9 +70,7 @@ class Target(Protocol):
     PRECISIONS: Mapping[str, str]
     """Supported precision -> precision of the ONNX graph that ``build`` converts.
 
-    A target that quantises the model itself converts fp32 graphs to int8, with
-    ``BuildRequest.images``. A target that takes QDQ graphs converts int8 graphs, and names their
-    profiles.
+    int8 graphs are QDQ graphs of one of the ``PROFILES``.
     """
     PROFILES: tuple[str, ...]
     """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""

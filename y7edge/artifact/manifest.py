@@ -53,7 +53,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The input tensor. Its values are pixel values (0..255) times ``scale``."""
+    """The input tensor: values are ``scale`` x pixel values (0..255) + ``zero_point``."""
 
     name: str
     batch: Dim
@@ -65,6 +65,7 @@ class InputInfo:
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
     levels: tuple[int, int] | None = None  # pixel values of 16-bit images that map to 0 and 255
+    zero_point: int = 0  # -128 if the input is int8
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
@@ -201,29 +202,28 @@ class Quantization:
     """How an int8 artifact was made.
 
     Attributes:
-        profile: Profile of the QDQ graph; None if the target's converter quantised the model.
-        ranges: Method that chose the ranges of activations; None if it is the converter's own.
+        profile: Profile of the QDQ graph.
+        ranges: Method that chose the ranges of activations.
         calibration: SHA-256 of the calibration images and their names.
         images: Their names, relative to the data set.
         kept: Names of the convolutions that stay in float.
-        share: Share of the multiplications that are computed in integers; None if not known.
+        share: Share of the multiplications that are computed in integers.
         corrections: Names of the corrections of weights and biases.
     """
 
-    profile: str | None
-    ranges: str | None
+    profile: str
+    ranges: str
     calibration: str
     images: tuple[str, ...]
-    kept: tuple[str, ...] = ()
-    share: float | None = None
+    kept: tuple[str, ...]
+    share: float
     corrections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(bool(_HEX.fullmatch(self.calibration)), "calibration is not a SHA-256")
         count, most = len(self.images), bounds.MAX_CALIBRATION
         _check(0 < count <= most, f"there are {count} calibration images, expected 1 to {most}")
-        share = self.share
-        _check(share is None or 0 <= share <= 1, f"share is {share}, expected 0 to 1")
+        _check(0 <= self.share <= 1, f"share is {self.share}, expected 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ MaxMapDrop = Annotated[
         "int8, else no limit.",
     ),
 ]
-_Calib = Annotated[
+Calib = Annotated[
     Path | None,
     typer.Option(
         metavar="DATA",
@@ -129,7 +129,7 @@ def export(
     split: Split = "val",
     max_map_drop: MaxMapDrop = None,
     profile: _Profile = None,
-    calib: _Calib = None,
+    calib: Calib = None,
     calib_images: _CalibImages = None,
     ranges: _Ranges = None,
     quantize_heads: _QuantizeHeads = False,

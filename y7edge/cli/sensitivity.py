@@ -32,11 +32,12 @@ _Out = Annotated[
         metavar="FOLDER", callback=out_folder, help="Folder for the plot and the JSON file."
     ),
 ]
-_Profile = Annotated[str, typer.Option(metavar="NAME", help="Profile of the int8 graphs.")]
+_Profile = Annotated[str, typer.Option(metavar="{profiles}", help="Profile of the int8 graphs.")]
 _Ranges = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Method that chooses the ranges; default: that of an export."
+        metavar="minmax|percentile|mse",
+        help="How the ranges of activations are chosen; default: as in an export.",
     ),
 ]
 _Count = Annotated[int, typer.Option(min=1, help="Number of images on which boxes are compared.")]
