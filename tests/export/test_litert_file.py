@@ -368,6 +368,7 @@ def test_a_file_has_the_scales_of_its_graph(quantizer):
         assert -128 <= output.zero_point <= 127
 
 
+@pytest.mark.filterwarnings("ignore:.*exported without a proof")
 def test_the_detector_feeds_and_decodes_integers():
     """Boxes are those of the float heads, computed from the same integers."""
     pytest.importorskip("ai_edge_litert")
@@ -388,8 +389,10 @@ def test_the_detector_feeds_and_decodes_integers():
     ]
     post = Postprocessor(manifest.levels, manifest.nc, layout="NHWC")
     (expected,) = post.heads(heads, Criteria(conf=0.05))
-    np.testing.assert_allclose(found.confidence, expected.score, atol=1e-6)
-    np.testing.assert_allclose(found.xyxy, geometry.to_source(expected.xyxy), atol=1e-3)
+    edges = geometry.to_source(expected.xyxy)
+    inside = (edges[:, 2:] > edges[:, :2]).all(axis=1)  # others are in the border
+    np.testing.assert_allclose(found.confidence, expected.score[inside], atol=1e-6)
+    np.testing.assert_allclose(found.xyxy, edges[inside], atol=1e-3)
 
 
 def test_the_selftest_finds_a_machine_that_computes_something_else(monkeypatch):
