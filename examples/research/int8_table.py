@@ -6,8 +6,8 @@
 
 One row for each engine, profile and range method. The graphs are written by y7edge, built by the
 code of the targets, and evaluated with the Detector in their own engine, on the split "val". The
-ranges come from images of the split "train". All convolutions but the heads are in int8. If the
-mAP@0.5:0.95 drops by more than ``--max-map-drop``, layers go back to float as in an export.
+ranges come from images of the split "train". All convolutions but the heads are in int8. With
+``--max-map-drop``, layers go back to float as in an export, if the mAP@0.5:0.95 drops by more.
 
 ``speed`` is the time of the int8 artifact as a fraction of the fp32 artifact's, in the same engine
 and process, on one thread: the medians of alternating calls.
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--ranges", action="append", choices=METHODS, help="only these")
     parser.add_argument("--int8-heads", action="store_true", help="also rows with int8 heads")
     parser.add_argument("--nncf", action="store_true", help="also rows of NNCF")
-    parser.add_argument("--max-map-drop", type=float, default=0.005)
+    parser.add_argument("--max-map-drop", type=float, help="put layers back to float")
     parser.add_argument("--runs", type=int, default=15, help="timed calls of each artifact")
     parser.add_argument("--out", type=Path, required=True, help="file of the rows, JSON lines")
     options = parser.parse_args()
@@ -310,7 +310,7 @@ def measured(
         source = model.quantizer(kind.profile, kind.ranges)
         heads = frozenset[str]() if kind.heads == "int8" else source.heads
         kept: Sequence[str] = ()
-        if reference.map is not None:
+        if reference.map is not None and options.max_map_drop is not None:
             search = Search(model, source, heads, kind.target, folder, reference.map)
             kept = search.kept(options.max_map_drop)
             row["attempts"] = search.attempts

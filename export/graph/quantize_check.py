@@ -36,7 +36,7 @@ class Numbers:
         return (
             self.scale.shape == other.scale.shape
             and self.zero.dtype == other.zero.dtype
-            and np.allclose(self.scale, other.scale, rtol=_TOLERANCE, atol=0)
+            and np.allclose(self.scale, other.scale, _TOLERANCE, 0, equal_nan=True)
             and np.array_equal(self.zero, other.zero)
         )
 
