@@ -429,7 +429,7 @@ def test_the_selftest_finds_a_machine_that_computes_something_else(monkeypatch):
 
 
 def test_ranges_of_logits_are_chosen_behind_a_sigmoid(quantizer):
-    """Logits of -14 are clipped, which changes no box, so that those of objects have small steps."""
+    """Logits of -14 are clipped, which changes no box; the step of the others is smaller."""
     profile, rng = quantizer.profile, np.random.default_rng(0)
     placement = placement_of(quantizer.model, profile)
     histograms = {tensor: Histogram() for tensor in placement.group}
