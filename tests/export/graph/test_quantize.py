@@ -276,9 +276,17 @@ def test_faults_of_ranges_and_weights():
 
 
 IN_OPENVINO = [
-    "yolov7-tiny",
-    "yolov7-tiny-silu",
-    pytest.param("yolov7-w6", marks=pytest.mark.slow),
+    ("yolov7-tiny", "u8s8"),
+    ("yolov7-tiny-silu", "u8s8-fused"),
+    *(
+        pytest.param(name, profile, marks=pytest.mark.slow)
+        for name, profile in (
+            ("yolov7-tiny", "u8s8-fused"),
+            ("yolov7-tiny-silu", "u8s8"),
+            ("yolov7-w6", "u8s8"),
+            ("yolov7-w6", "u8s8-fused"),
+        )
+    ),
 ]
 ACTIVATIONS = {"yolov7-tiny": ["LeakyRelu"], "yolov7-tiny-silu": ["Sigmoid", "Mul"]}
 
@@ -317,8 +325,7 @@ def test_onnx_runtime_computes_what_the_nodes_say(name):
     assert deviation(run(graph), run(graph, optimized=False)) < 0.025
 
 
-@pytest.mark.parametrize("profile", ["u8s8", "u8s8-fused"])
-@pytest.mark.parametrize("name", IN_OPENVINO)
+@pytest.mark.parametrize(("name", "profile"), IN_OPENVINO)
 def test_openvino_computes_all_layers_in_integers(name, profile):
     pytest.importorskip("openvino")
     made = quantizer(name, profile)
@@ -333,8 +340,7 @@ def test_openvino_computes_all_layers_in_integers(name, profile):
         assert found["f32"] == floats
 
 
-@pytest.mark.parametrize("profile", ["u8s8", "u8s8-fused"])
-@pytest.mark.parametrize("name", IN_OPENVINO)
+@pytest.mark.parametrize(("name", "profile"), IN_OPENVINO)
 def test_openvino_computes_what_the_nodes_say(name, profile):
     pytest.importorskip("openvino")
     graph = quantizer(name, profile).quantized()
