@@ -17,6 +17,7 @@ from typing import cast
 import onnx
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.bounds import MAX_CALIBRATION
 from y7edge.artifact.manifest import Manifest, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.errors import ConfigError, ExportError, ParityError
@@ -94,6 +95,8 @@ class Options:
                 f"outputs {outputs!r} are not available in int8, because one scale for pixels and "
                 "scores makes the scores useless: export 'heads', which the Detector decodes"
             )
+        if (self.count or 1) > MAX_CALIBRATION:
+            raise ConfigError(f"calib_images is {self.count}, expected at most {MAX_CALIBRATION}")
         trained = None if checkpoint is None else recorded(checkpoint)
         if trained is not None and (self.ranges or self.profile not in (None, trained.profile)):
             raise ConfigError(
