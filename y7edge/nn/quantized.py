@@ -139,7 +139,7 @@ class QuantizedGraph(nn.Module):
         asked = {*self._outputs, *observed}
         tensors = {self._image: images}
         for index, node in enumerate(self.nodes):
-            tensors[node.output] = self._compute(node, [tensors[name] for name in node.inputs])
+            tensors[node.output] = self.compute(node, [tensors[name] for name in node.inputs])
             for name in node.inputs:
                 if self._last[name] == index and name not in asked:
                     tensors.pop(name, None)
@@ -172,7 +172,8 @@ class QuantizedGraph(nn.Module):
         made: Tensor = _Round.apply(x, self._scale(how), low, high)  # type: ignore[no-untyped-call]
         return made
 
-    def _compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+    def compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        """Return the output of a node for these inputs."""
         x, numbers = inputs[0], node.numbers
         match node.operator:
             case "Conv":

@@ -216,12 +216,7 @@ class Distillation:
     def _learn(self, images: Tensor) -> float:
         """Make one step of the optimizer; return the loss."""
         loss = self._loss(images)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"the loss is not finite in iteration {self._done + 1}: lower the learning rate; "
-                f"the last complete state is in {self._folder}"
-            )
+        value = self._finite(float(loss.detach()))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -237,6 +232,14 @@ class Distillation:
         inner = [_error(found[name], expected[name]) for name in rows]
         outer = [_error(found[name].sigmoid(), expected[name].sigmoid()) for name in heads]
         return torch.stack(inner).mean() + torch.stack(outer).mean()
+
+    def _finite(self, loss: float) -> float:
+        if np.isfinite(loss):
+            return loss
+        raise TrainingError(
+            f"the loss is not finite after {self._done} iterations: lower the learning rates; the "
+            f"last complete state is in {self._folder}"
+        )
 
     def _end_part(self, part: int) -> None:
         """Evaluate the student, and save it after ``part`` parts."""
@@ -255,7 +258,7 @@ class Distillation:
         fixed = torch.split(self._task.batches.fixed(self.FIXED), self._config.batch)
         with torch.no_grad():
             losses = [float(self._loss(x.to(self._device))) * len(x) for x in fixed]
-        loss = sum(losses) / sum(map(len, fixed))
+        loss = self._finite(sum(losses) / sum(map(len, fixed)))
         lr, _ = self._config.learning_rates(max(0, part - 1))
         row = Round(part, self._done, loss, lr, self._seconds)
         if self._task.evaluate is None:
