@@ -121,9 +121,9 @@ def measure(
 def order(found: Iterable[LayerDamage]) -> list[str]:
     """Return the names of the layers, the most damage for each millisecond saved first.
 
-    In this order layers go back to float. Those that int8 makes slower are first, with the largest
-    damage. If int8 saves no time on this machine in total, the multiplications of the layers take
-    the place of the times.
+    In this order layers go back to float. Those that int8 makes clearly slower are first, the
+    largest loss of time first. If int8 saves no time on this machine in total, the multiplications
+    of the layers take the place of the times.
     """
     layers = list(found)
     costs = [layer.ms_saved for layer in layers]
@@ -131,10 +131,11 @@ def order(found: Iterable[LayerDamage]) -> list[str]:
         costs = [float(layer.macs) for layer in layers]
     least = _LEAST_SAVED * sum(max(cost, 0.0) for cost in costs) / max(len(layers), 1)
 
-    def rate(index: int) -> float:
-        return layers[index].damage / max(costs[index], least)
+    def urgency(index: int) -> tuple[float, float]:
+        loss = -costs[index] if costs[index] < -least else 0.0
+        return loss, layers[index].damage / max(costs[index], least)
 
-    return [layers[i].name for i in sorted(range(len(layers)), key=rate, reverse=True)]
+    return [layers[i].name for i in sorted(range(len(layers)), key=urgency, reverse=True)]
 
 
 def saved_times(

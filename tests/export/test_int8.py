@@ -199,6 +199,19 @@ def test_layers_go_back_to_float_until_the_drop_is_accepted(baseline, tmp_path, 
     assert selftest(made.path).status == "passed"
 
 
+@pytest.mark.slow
+def test_a_layer_in_float_is_enough_for_the_demo(tmp_path):
+    data = scenes.generate(tmp_path / "data", train=60, val=24, seed=0)
+    out, told = tmp_path / "m.onnx", []
+    made = export(CHECKPOINT, out, imgsz=SIZE, precision="int8", data=data, progress=told.append)
+    report, found = ParityReport.from_dict(made.manifest.parity), made.manifest.quantization
+    assert report.accuracy.drop <= report.accuracy.limit == 0.005
+    assert found.share >= 0.85
+    assert set(found.kept) == convolutions_in_float(out)
+    assert selftest(out).status == "passed"
+    assert verify(out, CHECKPOINT, data=data).status == "passed"
+
+
 def test_nothing_is_left_if_even_fallback_does_not_help(data, tmp_path, staged, capsys):
     staged.add("/row77/never")
     out = tmp_path / "m.onnx"
@@ -297,6 +310,7 @@ def test_build_adds_what_the_onnx_artifact_lost(made, data, tmp_path, capsys):
     assert "accepted by its mAP: give a labelled data set" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_refuses_what_loses_too_much_in_all(made, data, tmp_path):
     require_openvino()
     recorded = made.manifest.parity

@@ -33,7 +33,7 @@ IMAGES = random_images(1, SIZE)
 
 @cache
 def quantizer(name, profile, **options):
-    return Quantizer(build(name, size=SIZE, **options), [IMAGES], profile)
+    return Quantizer(build(name, size=SIZE, **options), [IMAGES], profile, method="minmax")
 
 
 def arrays(model):
@@ -84,8 +84,8 @@ CASES = [
     pytest.param("yolov7-w6", {"rewrites": ("reorg-conv6",)}, marks=pytest.mark.slow),
     pytest.param("yolov7-e6e", {}, marks=pytest.mark.slow),
 ]
-BOUNDS = {"u8s8": 0.045, "u8s8-fused": 0.03, "s8s8": 0.035, "u16s8": 0.022}
-"""Largest deviations of these networks; measured were 0.038, 0.025, 0.029 and 0.018."""
+BOUNDS = {"u8s8": 0.045, "u8s8-fused": 0.03, "s8s8": 0.035, "u16s8": 0.016}
+"""Largest deviations of these networks; measured were 0.040, 0.024, 0.030 and 0.012."""
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -94,8 +94,8 @@ def test_results_are_close_to_those_in_float(name, options, profile):
     made = quantizer(name, profile, **options)
     expected = run(made.model)
     bound = BOUNDS[profile] * (2 if "outputs" in options else 1)  # sigmoids are steep
-    assert 0.005 < deviation(run(made.quantized()), expected) < bound
-    assert 0.005 < deviation(run(made.quantized([])), expected) < bound
+    assert 0.003 < deviation(run(made.quantized()), expected) < bound
+    assert 0.003 < deviation(run(made.quantized([])), expected) < bound
 
 
 def test_sixteen_bits_are_more_exact_than_eight():
@@ -103,7 +103,7 @@ def test_sixteen_bits_are_more_exact_than_eight():
     for profile in PROFILES:
         made = quantizer("yolov7-tiny-silu", profile)
         found[profile] = deviation(run(made.quantized()), run(made.model))
-    assert found["u16s8"] < 0.9 * found["u8s8-fused"]
+    assert found["u16s8"] < 0.7 * found["u8s8-fused"]
     assert found["u8s8-fused"] < found["u8s8"]
 
 
@@ -121,6 +121,7 @@ def test_dynamic_batch_and_bytes(profile):
         build("yolov7-tiny", size=SIZE, batch=None, input="uint8"),
         [np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)],
         profile,
+        method="minmax",
     )
     graph = made.quantized()
     images = np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3), np.uint8)
@@ -145,7 +146,7 @@ def test_bytes_are_quantised_without_an_error():
 @pytest.mark.parametrize("profile", PROFILES)
 def test_graphs_are_equal_in_each_run_and_keep_names(profile):
     made = quantizer("yolov7-tiny", profile)
-    again = Quantizer(made.model, [IMAGES], profile)
+    again = Quantizer(made.model, [IMAGES], profile, method="minmax")
     graph = made.quantized()
     assert graph.SerializeToString(deterministic=True) == again.quantized().SerializeToString(
         deterministic=True
@@ -181,10 +182,12 @@ def test_weights_have_a_scale_for_each_output_channel():
 
 @pytest.mark.parametrize("profile", ["u8s8", "u8s8-fused", "u16s8"])
 def test_biases_have_the_scale_of_the_products(profile):
-    made = quantizer("yolov7-tiny", profile)
-    graph, floats = made.quantized(), arrays(made.model)
+    model = build("yolov7-tiny", size=SIZE)
+    placement = placement_of(model, PROFILES[profile])
+    ranges = {group: (-1.0, 1.0 + i) for i, group in enumerate(placement.groups())}
+    graph, floats = quantize(model, placement, ranges, PROFILES[profile]), arrays(model)
     numbers, wiring = arrays(graph), Wiring(graph)
-    for node in wiring.convolutions[:-3]:
+    for node in wiring.convolutions:
         image, weight, bias = (wiring.producer[name] for name in node.input)
         scale = numbers[image.input[1]] * numbers[weight.input[1]]
         np.testing.assert_allclose(numbers[bias.input[1]], scale, rtol=1e-6)
@@ -203,7 +206,7 @@ def test_large_biases_of_small_weights_fit_into_int32():
         values = numpy_helper.to_array(tensor).copy()
         values[0] = values[0] * change + (5 if key == "bias" else 0)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    made = Quantizer(model, [IMAGES], "u16s8")
+    made = Quantizer(model, [IMAGES], "u16s8", method="minmax")
     numbers = arrays(made.quantized())
     stored = numbers["rows.3.conv.bias/quantized"][0]
     scale = float(numbers["rows.3.conv.bias/scale"][0])
@@ -311,7 +314,7 @@ def test_onnx_runtime_computes_additions_and_slices_in_integers(tmp_path):
 def test_onnx_runtime_computes_what_the_nodes_say(name):
     """Both differ only where a sum is close to a rounding edge."""
     graph = quantizer(name, "u8s8").quantized()
-    assert deviation(run(graph), run(graph, optimized=False)) < 0.01
+    assert deviation(run(graph), run(graph, optimized=False)) < 0.025
 
 
 @pytest.mark.parametrize("profile", ["u8s8", "u8s8-fused"])

@@ -19,7 +19,9 @@ SIZE = (64, 128)
 
 @cache
 def quantizer(name="yolov7-tiny-silu", profile="u8s8", **options):
-    return Quantizer(build(name, size=SIZE, **options), [random_images(1, SIZE)], profile)
+    return Quantizer(
+        build(name, size=SIZE, **options), [random_images(1, SIZE)], profile, method="minmax"
+    )
 
 
 @cache
