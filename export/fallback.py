@@ -51,8 +51,6 @@ class Options:
         count: Number of calibration images; None: 256.
         ranges: Method that chooses ranges; None: the default.
         heads: Whether the convolutions that write the outputs are quantised too.
-        trained: The profile and the ranges that the weights were trained for; None: they were not
-            trained for a quantised graph.
     """
 
     profile: str | None = None

@@ -1,8 +1,8 @@
 """Train the weights of a checkpoint for its quantised graph (quantisation-aware training).
 
-The training starts from the folded checkpoint, and the ranges of the activations come from a
-calibration, as in an export. The trained checkpoint records these ranges, so that an export in int8
-writes the same graph as without training: only the values of weights and biases differ.
+The training starts from the folded checkpoint, with the ranges of a calibration and the corrected
+biases of an export. It changes weights, biases and ranges. The trained checkpoint records the
+ranges, so that an export in int8 writes the same graph as without training: only numbers differ.
 
 This module needs torch only for the training.
 """
@@ -30,6 +30,7 @@ from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import PROFILES, implied_range, placement_of, profile_of
 from y7edge.export.graph.quantize_placement import Wiring
+from y7edge.export.graph.quantize_weights import corrected
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.files import is_file
@@ -258,6 +259,8 @@ class _Source:
         quantizer = Quantizer(self._graph, calibration.inputs(image), profile, method=method)
         kept = frozenset() if config.quantize_heads else quantizer.heads
         self._quantised = quantizer.quantized(kept)
+        integer = {layer.name for layer in quantizer.layers} - kept
+        self._start = weights_of(corrected(self._graph, integer, quantizer.means))
         self._placement = placement_of(self._graph, quantizer.profile, kept)
         # Also of tensors around the layers that stay in float here.
         everywhere = placement_of(self._graph, quantizer.profile)
@@ -284,11 +287,13 @@ class _Source:
         from y7edge.nn.quantized import QuantizedGraph
         from y7edge.train.run.distil import Batches, Task
 
-        config, start = self._config, weights_of(self._graph)
+        config, floats = self._config, weights_of(self._graph)
         (image,) = (value.name for value in self._graph.graph.input)
         heads = [value.name for value in self._graph.graph.output]
         plain = nodes_of(self._graph)
-        student = QuantizedGraph(nodes_of(self._quantised), image, heads, start, self._learned())
+        student = QuantizedGraph(
+            nodes_of(self._quantised), image, heads, self._start, self._learned()
+        )
         digests = [self._images.digest, self._trained.calibration]
         if self._labelled is not None:
             digests.append(self._labelled.digest)
@@ -299,7 +304,7 @@ class _Source:
         return Task(
             student=student,
             plain=student.float_twin(plain),
-            teacher=QuantizedGraph(plain, image, heads, start).requires_grad_(False),
+            teacher=QuantizedGraph(plain, image, heads, floats).requires_grad_(False),
             observed=compared(self._graph),
             batches=Batches(self._images.images, self._input(), config.batch, config.seed),
             digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
