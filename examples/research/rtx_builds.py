@@ -126,7 +126,7 @@ def main() -> int:
         plain = [case for case in chosen if not case.rewrites and not case.int8_heads]
         chosen = [case._replace(batches=(1,)) for case in plain]
     if options.e6e:
-        chosen.insert(-3, Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
+        chosen.insert(-len(PROFILES), Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
     try:
         python = converters.find_interpreter("rtx", "tensorrt_rtx", RECIPE)
     except RuntimeMissing as error:
