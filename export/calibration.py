@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact import bounds
 from y7edge.artifact.manifest import InputInfo
 from y7edge.data import dataset
 from y7edge.data.formats.records import Scan, split_named
@@ -108,11 +109,13 @@ def choose_images(
         seed: seed of the random choice.
 
     Raises:
-        ConfigError: ``count`` is not positive.
+        ConfigError: ``count`` is not 1 to 10,000.
         DataError: there are no images, an image cannot be read, or the labels have other classes.
     """
-    if count < 1:
-        raise ConfigError(f"the number of calibration images is {count}, expected at least 1")
+    if not 1 <= count <= bounds.MAX_CALIBRATION:
+        raise ConfigError(
+            f"the number of calibration images is {count}, expected 1 to {bounds.MAX_CALIBRATION}"
+        )
     warnings: list[str] = []
     scan = dataset.open_scan(data, ["train"])
     if any(problem.check == "undescribed" for problem in scan.problems):
@@ -171,7 +174,7 @@ def unfamiliar(checkpoint: Checkpoint, quantizer: Quantizer) -> tuple[str, ...]:
         apart = np.minimum(np.abs(mean - arrays[f"{norm}.bias"]) / spread, _FAR)
         found.append(float(np.sqrt(np.mean(apart**2))))
     # The mean of few images is uncertain.
-    usual = _USUAL + _UNCERTAIN / math.sqrt(quantizer.images)
+    usual = _USUAL + _UNCERTAIN / math.sqrt(max(1, quantizer.images))
     if not found or np.median(found) <= usual:
         return ()
     return (

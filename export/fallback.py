@@ -12,20 +12,24 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import onnx
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.bounds import MAX_CALIBRATION
 from y7edge.artifact.manifest import Manifest, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.errors import ConfigError, ExportError, ParityError
-from y7edge.export.calibration import COUNT, Calibration, choose_images
+from y7edge.export.calibration import COUNT, Calibration, choose_images, unfamiliar
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.accuracy import Baseline, accepted
+from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.targets.base import Target
+from y7edge.models.checkpoint import Checkpoint
 
 LEAST_SHARE = 0.5
 """Least share of the multiplications in integers: with less, an int8 artifact is not worth it."""
@@ -55,8 +59,17 @@ class Options:
     ranges: str | None = None
     heads: bool = False
 
-    def check(self, target: Target, precision: str, outputs: str) -> None:
-        """Raise ConfigError if an option does not suit the target, the precision or the outputs."""
+    def check(
+        self,
+        target: Target,
+        precision: str,
+        outputs: str,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Raise ConfigError if an option does not suit the other options, or the checkpoint.
+
+        A checkpoint may have been trained for a quantised graph: then its profile is used.
+        """
         given = [
             option
             for option, value in (
@@ -80,19 +93,31 @@ class Options:
                 f"outputs {outputs!r} are not available in int8, because one scale for pixels and "
                 "scores makes the scores useless: export 'heads', which the Detector decodes"
             )
-        if self.profile is not None and self.profile not in target.PROFILES:
-            profile_of(self.profile)
+        if (self.count or 1) > MAX_CALIBRATION:
+            raise ConfigError(f"calib_images is {self.count}, expected at most {MAX_CALIBRATION}")
+        trained = None if checkpoint is None else recorded(checkpoint)
+        if trained is not None and (self.ranges or self.profile not in (None, trained.profile)):
             raise ConfigError(
-                f"target {target.NAME} does not take profile {self.profile!r}; choose from "
+                f"the checkpoint was trained for profile {trained.profile} with its own ranges: "
+                "omit --profile and --ranges"
+            )
+        profile = self.profile if trained is None else trained.profile
+        if profile is not None and profile not in target.PROFILES:
+            profile_of(profile)
+            raise ConfigError(
+                f"target {target.NAME} does not take profile {profile!r}; choose from "
                 f"{', '.join(target.PROFILES)}"
             )
         if self.ranges is not None and self.ranges not in METHODS:
             raise ConfigError(f"no range method {self.ranges!r}; choose from {', '.join(METHODS)}")
 
     def choose(
-        self, names: Sequence[str], data: Path | str | Baseline | None, tell: Progress
-    ) -> Calibration:
+        self, checkpoint: Checkpoint, data: Path | str | Baseline | None, tell: Progress
+    ) -> Calibration | None:
         """Choose the calibration images; ``data``: the data set of the evaluation.
+
+        None if there is no data set, and the checkpoint was trained for int8: its ranges are known,
+        and only the order of the fallback needs images.
 
         Raises:
             ConfigError: there is no data set.
@@ -101,12 +126,14 @@ class Options:
         if isinstance(self.calib, Calibration):
             return self.calib
         source = self.calib or (data.data if isinstance(data, Baseline) else data)
+        if source is None and recorded(checkpoint) is not None:
+            return None
         if source is None:
             raise ConfigError(
                 "int8 needs calibration images, at best those of the training: give a data set or "
                 "a folder of images (--calib DATA)"
             )
-        found = choose_images(source, names, count=self.count or COUNT)
+        found = choose_images(source, checkpoint.names, count=self.count or COUNT)
         for warning in found.warnings:
             tell(warning)
         return found
@@ -132,7 +159,8 @@ class Quantized:
     def __init__(
         self,
         model: onnx.ModelProto,
-        calibration: Calibration,
+        checkpoint: Checkpoint,
+        calibration: Calibration | None,
         options: Options,
         target: Target,
         manifest: Manifest,
@@ -142,7 +170,8 @@ class Quantized:
 
         Args:
             model: the float graph.
-            calibration: the images.
+            checkpoint: the checkpoint, not folded, whose statistics show foreign images.
+            calibration: the images; None only if the checkpoint was trained for int8.
             options: the options of the export.
             target: the target.
             manifest: the manifest of the artifact.
@@ -152,17 +181,20 @@ class Quantized:
             DataError: an image cannot be read, or an activation is not finite.
         """
         self._calibration, self._manifest, self._tell = calibration, manifest, tell
-        profile = options.profile or target.PROFILES[0]
-        count = len(calibration.images)
-        tell(f"calibrate profile {profile} with {count} images of {calibration.source}")
-        self._quantizer = Quantizer(
-            model,
-            calibration.inputs(manifest.input),
-            profile,
-            method=options.ranges or METHOD,
-            progress=tell,
-        )
-        self._always = frozenset() if options.heads else self._quantizer.heads
+        self._trained = trained = recorded(checkpoint)
+        if trained is not None:
+            tell(f"the checkpoint was trained for profile {trained.profile}: its ranges are used")
+            ranges, profile, method = trained.ranges, trained.profile, trained.method
+            self._quantizer = Quantizer(model, (), profile, method=method, trained=ranges)
+        elif calibration is not None:
+            profile, count = options.profile or target.PROFILES[0], len(calibration.images)
+            tell(f"calibrate profile {profile} with {count} images of {calibration.source}")
+            inputs, method = calibration.inputs(manifest.input), options.ranges or METHOD
+            self._quantizer = Quantizer(model, inputs, profile, method=method, progress=tell)
+            for warning in unfamiliar(checkpoint, self._quantizer):
+                tell(warning)
+        integer_heads = options.heads or (trained is not None and trained.heads)
+        self._always = frozenset() if integer_heads else self._quantizer.heads
 
     def share(self, kept: Sequence[str]) -> float:
         """Return the share of the multiplications in integers, if ``kept`` are in float."""
@@ -173,25 +205,32 @@ class Quantized:
         from y7edge.export import sensitivity
 
         self._tell("measure the damage of each layer, because the mAP drops too much")
-        manifest = self._manifest
-        inputs = self._calibration.inputs(manifest.input)
+        manifest, calibration = self._manifest, cast(Calibration, self._calibration)
+        inputs = calibration.inputs(manifest.input)
         images = list(itertools.islice(inputs, _IMAGES))
         found = sensitivity.measure(
-            self._quantizer, images, manifest.levels, manifest.nc, progress=self._tell
+            self._quantizer,
+            images,
+            manifest.levels,
+            manifest.nc,
+            kept=self._always,
+            progress=self._tell,
         )
-        return [name for name in sensitivity.order(found) if name not in self._always]
+        return sensitivity.order(found)
 
     def attempt(self, kept: Sequence[str], build: Build, measure: Measure | None) -> Attempt:
         """Quantise all convolutions but the heads and ``kept``; build and evaluate the artifact."""
         floats = self._always.union(kept)
-        quantizer, calibration = self._quantizer, self._calibration
+        quantizer, trained = self._quantizer, self._trained
+        calibration = cast(Calibration, self._calibration)
         described = Quantization(
             profile=quantizer.profile.name,
-            ranges=quantizer.method,
-            calibration=calibration.digest,
-            images=calibration.names,
+            ranges=trained.method if trained else quantizer.method,
+            calibration=trained.calibration if trained else calibration.digest,
+            images=trained.images if trained else calibration.names,
             kept=tuple(layer.name for layer in quantizer.layers if layer.name in floats),
             share=round(self.share(kept), 4),
+            corrections=("training",) if trained else ("bias",),
         )
         graph = quantizer.quantized(floats)
         if problems := violations(graph, quantizer.profile):

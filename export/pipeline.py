@@ -31,7 +31,7 @@ from y7edge.export.graph import build
 from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
-from y7edge.export.proof.accuracy import Baseline, MapGate, gated, judged, limit_of
+from y7edge.export.proof.accuracy import Baseline, MapGate, gate_of, gated, judged
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes, own_probes
 from y7edge.export.proof.reference import Reference
@@ -124,13 +124,13 @@ def export(
     size = _size(batch, dynamic)
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
-    int8.check(chosen, precision, outputs)
+    int8.check(chosen, precision, outputs, checkpoint)
     _check(chosen, precision, unverified, data is not None)
     _require(chosen, destination, precision, device)
     rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
-    gate = MapGate.create(checkpoint, data, limit_of(precision, max_map_drop, data), tell)
-    found = int8.choose(checkpoint.names, data, tell) if precision == "int8" else None
+    gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
+    found = int8.choose(checkpoint, data, tell) if precision == "int8" else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
 
@@ -172,7 +172,7 @@ class _Order:
     device: str
     unverified: str | None
     int8: Options
-    calibration: Calibration | None  # None unless the precision is int8
+    calibration: Calibration | None  # in int8
     tell: Callable[[str], None]
 
     @property
@@ -288,7 +288,7 @@ def _build(
     """
     target, calibration, tell = order.target, order.calibration, order.tell
     tell(f"build the {target.NAME} artifact")
-    if calibration is None:
+    if request.manifest.precision != "int8":
         return _built(request, target, model), None, ()
 
     def built(graph: onnx.ModelProto, described: Quantization) -> Artifact:
@@ -300,7 +300,8 @@ def _build(
     def measured(artifact: Artifact) -> AccuracyDifference:
         return cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
 
-    source = Quantized(model, calibration, order.int8, target, order.manifest, tell)
+    checkpoint, manifest = order.checkpoint, order.manifest
+    source = Quantized(model, checkpoint, calibration, order.int8, target, manifest, tell)
     measure = None if gate is None else measured
     found, steps = quantized(source, built, measure, order.subject)
     return found.artifact, found.accuracy, steps

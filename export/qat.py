@@ -1,8 +1,8 @@
 """Train the weights of a checkpoint for its quantised graph (quantisation-aware training).
 
-The training starts from the folded checkpoint, and the ranges of the activations come from a
-calibration, as in an export. The trained checkpoint records these ranges, so that an export in int8
-writes the same graph as without training: only the values of weights and biases differ.
+The training starts from the folded checkpoint, with the ranges of a calibration and the corrected
+biases of an export. It changes weights, biases and ranges. The trained checkpoint records the
+ranges, so that an export in int8 writes the same graph as without training: only numbers differ.
 
 This module needs torch only for the training.
 """
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
-from onnx import numpy_helper
 
 from y7edge import __version__
 from y7edge.artifact.description import describe
@@ -29,15 +28,16 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
-from y7edge.export.graph.quantize import PROFILES, placement_of, profile_of
+from y7edge.export.graph.quantize import PROFILES, implied_range, placement_of, profile_of
+from y7edge.export.graph.quantize_placement import Wiring
+from y7edge.export.graph.quantize_weights import corrected
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import METHOD, Quantizer
+from y7edge.files import is_file
 from y7edge.models import weights
 from y7edge.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    import torch
-
     from y7edge.data.dataset import Dataset
     from y7edge.evaluation.evaluate import Metrics
     from y7edge.nn.quantized import QuantizedGraph
@@ -50,6 +50,7 @@ KEY = "quantization"
 """Entry of a trained checkpoint's ``meta``."""
 
 _MOST = 100_000  # tensors
+_NONE: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Trained:
         ranges: Tensor -> smallest and largest value.
         calibration: Digest of the images that gave the ranges.
         images: Their names.
+        heads: Whether the convolutions that write the outputs were quantised too.
         source: Digest of the float checkpoint.
         drop: mAP@0.5:0.95 of the float checkpoint minus that of the trained weights in float; None:
             not measured.
@@ -72,6 +74,7 @@ class Trained:
     ranges: Mapping[str, tuple[float, float]]
     calibration: str
     images: tuple[str, ...]
+    heads: bool
     source: str
     drop: float | None = None
 
@@ -124,21 +127,6 @@ def recorded(checkpoint: Checkpoint) -> Trained | None:
     return decode(Trained, entry, origin=origin, error=CheckpointError)
 
 
-def ranges_in(model: onnx.ModelProto, group: Mapping[str, str], profile: str) -> dict[str, Any]:
-    """Return the range of each quantised tensor of a QDQ graph, by the tensor's name.
-
-    The range has exactly the scale and zero point of the graph.
-    """
-    arrays = {t.name: t for t in model.graph.initializer}
-    least, most = PROFILES[profile].limits
-    found = {}
-    for tensor, name in group.items():
-        parts = (arrays[f"{name}/scale"], arrays[f"{name}/zero_point"])
-        scale, zero = (numpy_helper.to_array(part).item() for part in parts)
-        found[tensor] = ((least - zero) * scale, (most - zero) * scale)
-    return found
-
-
 def train(config: QatConfig, *, progress: Progress | None = None) -> QatResult:
     """Train a checkpoint for its quantised graph; save the best and last weights.
 
@@ -160,6 +148,16 @@ def train(config: QatConfig, *, progress: Progress | None = None) -> QatResult:
     return _run(config, progress, None)
 
 
+def is_run(folder: Path | str) -> bool:
+    """Return whether a folder holds a run of :func:`train`; raise ConfigError for a bad file."""
+    from y7edge.train.output import folder as files
+    from y7edge.train.settings import configfile
+    from y7edge.train.settings.qat import QatConfig
+
+    path = Path(folder) / files.CONFIG
+    return is_file(path) and isinstance(configfile.read_any(path), QatConfig)
+
+
 def resume(folder: Path | str, *, progress: Progress | None = None) -> QatResult:
     """Resume the interrupted run in a folder.
 
@@ -175,10 +173,11 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> QatResult
     from y7edge.train.settings import configfile
     from y7edge.train.settings.qat import QatConfig
 
-    config = configfile.read_any(Path(folder) / files.CONFIG)
+    folder = Path(folder)
+    config = configfile.read_any(folder / files.CONFIG)
     if not isinstance(config, QatConfig):
         raise ConfigError(f"{folder}: expected a run with --qat, found another training")
-    return _run(replace(config, out=Path(folder)), progress, Path(folder))
+    return _run(replace(config, out=folder), progress, folder)
 
 
 def _run(config: QatConfig, progress: Progress | None, resumed: Path | None) -> QatResult:
@@ -196,7 +195,7 @@ def _run(config: QatConfig, progress: Progress | None, resumed: Path | None) -> 
         held.callback(shown.close)
         if resumed is not None:
             files.claim(resumed, held)
-        source = _Source(config, device, shown.log)
+        source = _Source(config, str(device), shown.log)
         folder = resumed or files.create(config.out, held)
         task = source.task(folder)
 
@@ -228,9 +227,7 @@ def _run(config: QatConfig, progress: Progress | None, resumed: Path | None) -> 
 class _Source:
     """What a run is made from: the checkpoint, its graphs, and the images."""
 
-    def __init__(
-        self, config: QatConfig, device: torch.device, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: QatConfig, device: str, tell: Callable[[str], None]) -> None:
         """Fold and calibrate the checkpoint, and write its float graph and its QDQ graph.
 
         Raises:
@@ -262,12 +259,15 @@ class _Source:
         quantizer = Quantizer(self._graph, calibration.inputs(image), profile, method=method)
         kept = frozenset() if config.quantize_heads else quantizer.heads
         self._quantised = quantizer.quantized(kept)
-        ranges = {
-            **self._ranges(quantizer, ()),  # also of layers that stay in float here
-            **self._ranges(quantizer, kept),
-        }
+        integer = {layer.name for layer in quantizer.layers} - kept
+        self._start = weights_of(corrected(self._graph, integer, quantizer.means))
+        self._placement = placement_of(self._graph, quantizer.profile, kept)
+        # Also of tensors around the layers that stay in float here.
+        everywhere = placement_of(self._graph, quantizer.profile)
+        self._ranges = self._ranges_in(quantizer.quantized(()), everywhere.group)
         self._trained = Trained(
-            profile, method, ranges, calibration.digest, calibration.names, checkpoint.digest
+            *(profile, method, self._ranges, calibration.digest, calibration.names),
+            *(config.quantize_heads, checkpoint.digest),
         )
         self._labelled = _labelled(config.data, checkpoint.names, tell)
         tell(
@@ -287,11 +287,13 @@ class _Source:
         from y7edge.nn.quantized import QuantizedGraph
         from y7edge.train.run.distil import Batches, Task
 
-        config, start = self._config, weights_of(self._graph)
+        config, floats = self._config, weights_of(self._graph)
         (image,) = (value.name for value in self._graph.graph.input)
         heads = [value.name for value in self._graph.graph.output]
         plain = nodes_of(self._graph)
-        student = QuantizedGraph(nodes_of(self._quantised), image, heads, start)
+        student = QuantizedGraph(
+            nodes_of(self._quantised), image, heads, self._start, self._learned()
+        )
         digests = [self._images.digest, self._trained.calibration]
         if self._labelled is not None:
             digests.append(self._labelled.digest)
@@ -302,7 +304,7 @@ class _Source:
         return Task(
             student=student,
             plain=student.float_twin(plain),
-            teacher=QuantizedGraph(plain, image, heads, start).requires_grad_(False),
+            teacher=QuantizedGraph(plain, image, heads, floats).requires_grad_(False),
             observed=compared(self._graph),
             batches=Batches(self._images.images, self._input(), config.batch, config.seed),
             digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
@@ -320,9 +322,41 @@ class _Source:
         spec = self._folded.spec
         return describe(self._checkpoint, spec, self._size, batch=1, tools={}).input
 
-    def _ranges(self, quantizer: Quantizer, kept: Collection[str]) -> dict[str, Any]:
-        group = placement_of(quantizer.model, quantizer.profile, kept).group
-        return ranges_in(quantizer.quantized(kept), group, quantizer.profile.name)
+    def _ranges_in(
+        self, model: onnx.ModelProto, group: Mapping[str, str], scales: Mapping[str, float] = _NONE
+    ) -> dict[str, tuple[float, float]]:
+        """Return the ranges of the tensors of a QDQ graph, which give exactly its zero points.
+
+        Args:
+            model: the QDQ graph.
+            group: tensor -> its group.
+            scales: group -> the scale to use instead of the graph's.
+        """
+        least, most = PROFILES[self._config.profile].limits
+        found = {}
+        rounded = [node.rounding for node in nodes_of(model) if node.rounding is not None]
+        ends = {}
+        for how in rounded:
+            scale = scales.get(how.group, how.scale)
+            ends[how.group] = ((least - how.zero) * scale, (most - how.zero) * scale)
+        for tensor, name in group.items():
+            found[tensor] = ends[name]
+        return found
+
+    def _learned(self) -> list[str]:
+        """Return the groups whose ranges are trained: those that do not follow from the graph."""
+        wiring, profile, placement = (
+            Wiring(self._graph),
+            PROFILES[self._config.profile],
+            self._placement,
+        )
+        groups = placement.groups()
+        ranges = {group: self._ranges[tensors[0]] for group, tensors in groups.items()}
+        return [
+            group
+            for group, tensors in groups.items()
+            if implied_range(wiring, placement, tensors, profile, ranges) is None
+        ]
 
     def _evaluate(self, graph: QuantizedGraph) -> Metrics:
         """Evaluate a graph on the labelled images."""
@@ -334,7 +368,7 @@ class _Source:
 
         assert self._labelled is not None
         manifest = described(self._folded, self._size)
-        session = EagerSession(graph, manifest, SessionOptions(str(self._device)))
+        session = EagerSession(graph, manifest, SessionOptions(self._device))
         samples = self._labelled.split("val")
         with closing(Detector.from_session(session, manifest)) as detector:
             return evaluate(detector.detect_for_evaluation, samples, self._checkpoint.names)
@@ -344,12 +378,13 @@ class _Source:
         drop = None
         if row.float_map50_95 is not None and first.float_map50_95 is not None:
             drop = round(first.float_map50_95 - row.float_map50_95, 6)
+        own = self._ranges_in(self._quantised, self._placement.group, student.scales())
         meta = {
             **self._folded.meta,
             "imgsz": list(self._size),
             "metrics": asdict(row),
             "provenance": f"y7edge {__version__}, --qat of {self._checkpoint.digest[:16]}",
-            KEY: asdict(replace(self._trained, drop=drop)),
+            KEY: asdict(replace(self._trained, ranges={**self._ranges, **own}, drop=drop)),
         }
         arrays = {**self._folded.arrays, **student.arrays()}
         return replace(self._folded, arrays=arrays, meta=meta)

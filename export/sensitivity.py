@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def measure(
     levels: Sequence[LevelInfo],
     nc: int,
     *,
+    kept: Collection[str] = (),
     progress: Progress | None = None,
     threads: int | None = None,
     drop: Callable[[onnx.ModelProto], float] | None = None,
@@ -78,12 +79,13 @@ def measure(
         images: images as the graph's input expects them, one array for each run.
         levels: strides and anchors.
         nc: number of classes.
+        kept: names of convolutions that always stay in float: they are not measured.
         progress: called with one line for each step; the first says how long all will take.
         threads: number of engine threads; None: the physical cores that this process may use.
         drop: function that returns the drop of the mAP of a graph; None: it is not measured.
 
     Returns:
-        One record for each convolution, in the order of computation.
+        One record for each other convolution, in the order of computation.
 
     Raises:
         DataError: there are no images.
@@ -92,10 +94,12 @@ def measure(
     if not images:
         raise DataError("there are no images to measure the sensitivity of the layers on")
     tell, names = progress or (lambda _: None), {layer.name for layer in quantizer.layers}
-    comparison = _Comparison(quantizer.model, images, levels, nc, threads)
+    comparison = Comparison(quantizer.model, images, levels, nc, threads)
     saved = saved_times(quantizer, images[0], threads)
     found: list[LayerDamage] = []
-    for index, layer in enumerate(quantizer.layers):
+    measured = [layer for layer in quantizer.layers if layer.name not in kept]
+    count = len(measured)
+    for index, layer in enumerate(measured):
         start = time.perf_counter()
         graph = quantizer.quantized(names - {layer.name})
         boxes, scores = comparison.errors(graph)
@@ -106,20 +110,20 @@ def measure(
         points = None if drop is None else drop(graph)
         if not index:
             seconds = time.perf_counter() - start
-            minutes = seconds * len(names) / 60
-            tell(f"{seconds:.1f} s per layer, {len(names)} layers: about {minutes:.1f} min")
+            minutes = seconds * count / 60
+            tell(f"{seconds:.1f} s per layer, {count} layers: about {minutes:.1f} min")
         damage, ms = boxes + scores, saved[layer.name]
         found.append(LayerDamage(layer.name, damage, ms, layer.macs, boxes, scores, points))
-        tell(f"{index + 1}/{len(names)} {layer.name}: damage {damage:.5f}, saves {ms:.3f} ms")
+        tell(f"{index + 1}/{count} {layer.name}: damage {damage:.5f}, saves {ms:.3f} ms")
     return tuple(found)
 
 
 def order(found: Iterable[LayerDamage]) -> list[str]:
     """Return the names of the layers, the most damage for each millisecond saved first.
 
-    In this order layers go back to float. Those that int8 makes slower are first, with the largest
-    damage. If int8 saves no time on this machine in total, the multiplications of the layers take
-    the place of the times.
+    In this order layers go back to float. Those that int8 makes clearly slower are first, the
+    largest loss of time first. If int8 saves no time on this machine in total, the multiplications
+    of the layers take the place of the times.
     """
     layers = list(found)
     costs = [layer.ms_saved for layer in layers]
@@ -127,10 +131,11 @@ def order(found: Iterable[LayerDamage]) -> list[str]:
         costs = [float(layer.macs) for layer in layers]
     least = _LEAST_SAVED * sum(max(cost, 0.0) for cost in costs) / max(len(layers), 1)
 
-    def rate(index: int) -> float:
-        return layers[index].damage / max(costs[index], least)
+    def urgency(index: int) -> tuple[float, float]:
+        loss = -costs[index] if costs[index] < -least else 0.0
+        return loss, layers[index].damage / max(costs[index], least)
 
-    return [layers[i].name for i in sorted(range(len(layers)), key=rate, reverse=True)]
+    return [layers[i].name for i in sorted(range(len(layers)), key=urgency, reverse=True)]
 
 
 def saved_times(
@@ -186,7 +191,7 @@ def _by_layer(owners: Mapping[str, str], times: Mapping[str, float]) -> dict[str
     return sums
 
 
-class _Comparison:
+class Comparison:
     """The best candidates of a float graph, and the comparison of other graphs with them."""
 
     def __init__(

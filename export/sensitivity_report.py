@@ -31,6 +31,7 @@ from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_ranges import METHODS
+from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.sensitivity import TIMED, LayerDamage, Progress, measure, order
 from y7edge.files import atomic_write, require_replaceable, temporary_folder, writing
@@ -128,7 +129,7 @@ def analyse(
         ExportError: the graph cannot be quantised.
     """
     tell = progress or (lambda _: None)
-    _check(profile, ranges, images, evaluated)
+    _check(checkpoint, profile, ranges, images, evaluated)
     options = SessionOptions("cpu", threads, check_payload=False)
     plot = _destination(Path(out))
     spec, size = folded(checkpoint.spec), checkpoint.imgsz if imgsz is None else pair(imgsz)
@@ -193,8 +194,13 @@ def _write(found: Sensitivity) -> None:
         temporary.write_text(json.dumps(asdict(found), default=str, indent=1) + "\n")
 
 
-def _check(profile: str, ranges: str, images: int, evaluated: int) -> None:
+def _check(checkpoint: Checkpoint, profile: str, ranges: str, images: int, evaluated: int) -> None:
     """Raise ConfigError or RuntimeMissing before the work begins."""
+    if recorded(checkpoint) is not None:
+        raise ConfigError(
+            "the checkpoint was trained with --qat for int8 with its own ranges, expected a float "
+            "checkpoint: give the one that the training began with"
+        )
     profile_of(profile)
     if ranges not in METHODS:
         raise ConfigError(f"no range method {ranges!r}; choose from {', '.join(METHODS)}")

@@ -133,16 +133,20 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def opened(
-    path: Path, threads: int | None = None
+    path: Path, threads: int | None = None, *, small: bool = False
 ) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
     """Open an .onnx file on the CPU, without manifest; return a function that runs it.
 
-    ``threads``: number of threads; None: the physical cores that this process may use.
+    Args:
+        path: the file.
+        threads: number of threads; None: the physical cores that this process may use.
+        small: free the memory of each tensor after its last use, instead of keeping it for the next
+            run; for graphs with many outputs.
 
     Raises:
         DeviceError: ONNX Runtime cannot open the file; also raised by the function.
     """
-    engine = _start(path, SessionOptions(device="cpu", threads=threads))
+    engine = _start(path, SessionOptions(device="cpu", threads=threads), small=small)
     names = [output.name for output in engine.get_outputs()]
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -268,7 +272,9 @@ def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
     ]
 
 
-def _start(path: Path, options: SessionOptions, profile: Path | None = None) -> Any:
+def _start(
+    path: Path, options: SessionOptions, profile: Path | None = None, *, small: bool = False
+) -> Any:
     """Open an ``onnxruntime.InferenceSession``; raise DeviceError if that fails.
 
     ``profile``: how the name of the file begins to which the engine writes the time of each node.
@@ -285,6 +291,8 @@ def _start(path: Path, options: SessionOptions, profile: Path | None = None) -> 
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
     settings.intra_op_num_threads = options.thread_count
+    if small:
+        settings.enable_mem_pattern = settings.enable_cpu_mem_arena = False
     settings.inter_op_num_threads = 1
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)

@@ -114,13 +114,19 @@ def main() -> int:
     parser.add_argument("--outputs", action="append", choices=OUTPUTS, help="only these")
     parser.add_argument("--size", type=int, default=640, help="input size in pixels")
     parser.add_argument("--int8", action="store_true", help="only int8; default: all variants")
+    parser.add_argument(
+        "--brief", action="store_true", help="without rewrites and int8 heads, batch 1"
+    )
     parser.add_argument("--e6e", action="store_true", help="also yolov7-e6e at 1280, fp16, heads")
     parser.add_argument("--for", dest="capabilities", default=",".join(CAPABILITIES))
     options = parser.parse_args()
     models = options.model or (registry.names() if options.int8 else ["yolov7-tiny", "yolov7"])
     chosen = list(cases(models, options.outputs or OUTPUTS, options.size, int8=options.int8))
+    if options.brief:
+        plain = [case for case in chosen if not case.rewrites and not case.int8_heads]
+        chosen = [case._replace(batches=(1,)) for case in plain]
     if options.e6e:
-        chosen.insert(-3, Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
+        chosen.insert(-len(PROFILES), Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
     try:
         python = converters.find_interpreter("rtx", "tensorrt_rtx", RECIPE)
     except RuntimeMissing as error:

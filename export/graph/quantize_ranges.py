@@ -26,7 +26,7 @@ from y7edge.runtimes import onnxrt
 METHODS = ("minmax", "percentile", "mse")
 """Methods that choose a range: all values, all but the outermost, the smallest squared error."""
 
-PERCENTILE = 99.99
+PERCENTILE = 99.999
 """Share of the values in the range of method ``percentile``, in percent."""
 
 BINS = 4096
@@ -164,21 +164,19 @@ def _summarized(
     }
     summarized = onnx.ModelProto()
     summarized.CopyFrom(model)
-    names = []
+    names: list[str] = []
 
-    def constant(name: str, value: list[int]) -> str:
-        tensor = numpy_helper.from_array(np.array(value, np.int64), name)
+    def constant(name: str, value: int) -> str:
+        tensor = numpy_helper.from_array(np.array([value], np.int64), name)
         summarized.graph.initializer.append(tensor)
         return name
 
-    flat, start, end = (
-        constant(f"calibration/{name}", [value])
-        for name, value in (("flat", -1), ("start", 0), ("end", np.iinfo(np.int64).max))
-    )
+    flat, start = constant("calibration/flat", -1), constant("calibration/start", 0)
+    end = constant("calibration/end", np.iinfo(np.int64).max)
     for name in tensors:
         step = max(1, sizes[name] // _SAMPLED) | 1  # odd, so that it does not follow rows
         line = f"{name}/calibration/flat"
-        steps = constant(f"{name}/calibration/step", [step])
+        steps = constant(f"{name}/calibration/step", step)
         sample, low, high, means = parts = [f"{name}/{part}" for part in _PARTS]
         summarized.graph.node.extend(
             (
@@ -203,7 +201,7 @@ def opened(
     probed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in tensors if n not in given)
     path = folder / "probed.onnx"
     path.write_bytes(probed.SerializeToString())
-    return onnxrt.opened(path)
+    return onnxrt.opened(path, small=True)
 
 
 def choose(

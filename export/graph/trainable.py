@@ -67,7 +67,8 @@ class _Reader:
     def _rounding(self, node: onnx.NodeProto) -> Rounding:
         scale, zero = (self._arrays[name] for name in node.input[1:])
         limits = np.iinfo(zero.dtype)
-        return Rounding(float(scale), int(zero), int(limits.min), int(limits.max))
+        group = node.input[1].removesuffix("/scale")
+        return Rounding(group, float(scale), int(zero), int(limits.min), int(limits.max))
 
     def _plain(self, node: onnx.NodeProto) -> Node:
         """Return a node that is neither QuantizeLinear nor DequantizeLinear."""

@@ -211,6 +211,27 @@ def accepted(found: AccuracyDifference) -> bool:
     return found.limit is None or (math.isfinite(found.drop) and found.drop <= found.limit)
 
 
+def gate_of(
+    checkpoint: Checkpoint,
+    precision: str,
+    data: Path | str | Baseline | None,
+    limit: float | None,
+    progress: Progress,
+) -> MapGate | None:
+    """Create the gate for artifacts of a checkpoint; see ``MapGate.create``.
+
+    In int8, a checkpoint that was trained for int8 may have lost some mAP in float.
+    """
+    limit = limit_of(precision, limit, data)
+    gate = MapGate.create(checkpoint, data, limit, progress)
+    if gate is None or precision != "int8":
+        return gate
+    from y7edge.export.qat import recorded
+
+    trained = recorded(checkpoint)
+    return replace(gate, earlier=(trained.drop or 0.0) if trained else 0.0)
+
+
 def limit_of(precision: str, limit: float | None, data: object) -> float | None:
     """Return the largest accepted drop: of int8 artifacts, the default if none is given.
 

@@ -13,7 +13,7 @@ from y7edge.artifact.schema import checked
 from y7edge.detect.selftest import load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
-from y7edge.export.proof.accuracy import Baseline, MapGate, gated, limit_of
+from y7edge.export.proof.accuracy import Baseline, gate_of, gated
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.reference import Reference
 from y7edge.models.weights import Checkpoint
@@ -79,7 +79,7 @@ def verify(
     _require_same_model(artifact, against, strict=not ignore_digests)
     require_rules(artifact)
     tell = progress or (lambda _: None)
-    gate = MapGate.create(against, data, limit_of(manifest.precision, max_map_drop, data), tell)
+    gate = gate_of(against, manifest.precision, data, max_map_drop, tell)
     if gate is None and manifest.precision == "int8":
         tell("the mAP is not measured: give the data set too (--data DATA)")
     prepared = gather(images, against.meta, manifest.input)

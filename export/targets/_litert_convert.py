@@ -173,9 +173,9 @@ def output_names(path: str) -> list[str]:
 
 def opened(path: str) -> tuple[Any, Any]:
     """Read a file; return the model and its only graph."""
-    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import read_model
+    from ai_edge_litert import schema_py_generated as schema
 
-    model = read_model(path)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(Path(path).read_bytes(), 0))
     (graph,) = model.subgraphs
     return model, graph
 

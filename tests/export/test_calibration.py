@@ -140,8 +140,9 @@ def test_empty_folders_missing_paths_and_counts_are_refused(tmp_path):
         choose_images(tmp_path, NAMES)
     with pytest.raises(DataError, match="found nothing there"):
         choose_images(tmp_path / "nowhere", NAMES)
-    with pytest.raises(ConfigError, match="is 0, expected at least 1"):
-        choose_images(tmp_path, NAMES, count=0)
+    for count in (0, 10_001):
+        with pytest.raises(ConfigError, match=f"is {count}, expected 1 to 10000"):
+            choose_images(tmp_path, NAMES, count=count)
 
 
 def test_copies_are_used_once(tmp_path):

@@ -61,6 +61,7 @@ def test_half_of_the_multiplications_stay_in_integers():
             "heads",
             "does not take profile 'u8s8'; .* s8s8",
         ),
+        ({"count": 10_001}, "onnx", "heads", "calib_images is 10001, expected at most 10000"),
         ({"ranges": "entropy"}, "onnx", "heads", "no range method 'entropy'; choose from minmax"),
     ],
 )

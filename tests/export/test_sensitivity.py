@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from y7edge.artifact.manifest import LevelInfo
 from y7edge.cli import main
 from y7edge.data.synthetic.scenes import generate, scene
 from y7edge.errors import ConfigError, DataError, OutputError
-from y7edge.export import sensitivity
+from y7edge.export import sensitivity, sensitivity_report
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize_placement import Wiring
@@ -27,6 +27,7 @@ from y7edge.models.scaling import scale
 from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import onnxrt
 
+TRAINED = Path(__file__).parents[1] / "reference" / "demo.safetensors"
 HEIGHT, WIDTH = 96, 128
 BAD = "/row11/Conv"
 FREE = "/row30/Conv"
@@ -112,6 +113,21 @@ def test_only_one_convolution_is_in_integers(quantizer, images, narrow_tiny, mon
     assert all(x.damage == 0 for x in found)  # of the float graph itself
 
 
+def test_convolutions_that_stay_in_float_are_not_measured(quantizer, images, narrow_tiny):
+    kept = {layer.name for layer in quantizer.layers[1:]}
+    lines = []
+    (found,) = measure(
+        quantizer,
+        images[:1],
+        levels_of(narrow_tiny),
+        narrow_tiny.spec.nc,
+        kept=kept,
+        progress=lines.append,
+    )
+    assert found.name == quantizer.layers[0].name
+    assert "1 layers" in lines[0]
+
+
 def test_damage_is_weighted_by_the_scores_of_the_reference(
     quantizer, images, narrow_tiny, measured, tmp_path
 ):
@@ -147,7 +163,7 @@ def test_other_inputs_and_outputs_give_the_same_damage(narrow_tiny, images):
     ]
     found = []
     for given, options in cases:
-        one = Quantizer(graph_of(narrow_tiny, **options), given, "u8s8")
+        one = Quantizer(graph_of(narrow_tiny, **options), given, "u8s8", method="minmax")
         one.layers = one.layers[:1]
         found += measure(one, given, levels_of(narrow_tiny), narrow_tiny.spec.nc)
     for other in found[1:]:
@@ -219,19 +235,21 @@ def test_most_damage_for_each_millisecond_is_first():
     assert order(layers) == ["c", "b", "a"]
 
 
-def test_convolutions_that_save_nothing_are_first():
-    layers = [damage("a", 0.1, 1.0), damage("b", 0.01, -0.5), damage("c", 0.02, 0.0)]
+def test_convolutions_that_int8_makes_slower_are_first():
+    layers = [damage("a", 0.1, 1.0), damage("b", 0.02, -0.2), damage("c", 0.01, -0.5)]
     assert order(layers) == ["c", "b", "a"]
 
 
 def test_savings_that_are_smaller_than_noise_count_alike():
-    layers = [damage("a", 0.1, 1.0), damage("b", 0.2, -0.9), damage("c", 0.0015, 0.002)]
-    assert order(layers) == ["b", "a", "c"]
+    """One of 60 saves 0.05 of the mean at least."""
+    some = [damage(str(i), 0.0, 1.0) for i in range(57)]
+    layers = [damage("a", 0.01, -0.01), damage("b", 0.02, 0.01), damage("c", 0.03, 0.04)]
+    assert order([*some, *layers])[:3] == ["c", "b", "a"]
 
 
 def test_multiplications_take_the_place_of_times_if_int8_is_slower():
-    layers = [damage("a", 0.1, -1.0, 100), damage("b", 0.1, 0.5, 1000), damage("c", 0.3, -1.0, 100)]
-    assert order(layers) == ["c", "a", "b"]
+    layers = [damage("a", 0.1, -1.0, 1000), damage("b", 0.1, 0.5, 100), damage("c", 0.3, -1.0, 100)]
+    assert order(layers) == ["c", "b", "a"]
 
 
 def test_order_of_nothing():
@@ -291,6 +309,12 @@ def test_invalid_options(options, message, folder, narrow_tiny, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_that_was_trained_for_int8(folder, narrow_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity_report, "recorded", lambda _: "a training")
+    with pytest.raises(ConfigError, match="trained with --qat"):
+        analyse(narrow_tiny, folder, tmp_path / "out")
+
+
 def test_the_map_needs_labels(folder, narrow_tiny, tmp_path):
     with pytest.raises(DataError):
         analyse(narrow_tiny, folder, tmp_path / "out", evaluated=3)
@@ -303,12 +327,31 @@ def test_a_destination_that_is_a_folder_is_refused_at_once(folder, narrow_tiny, 
         analyse(narrow_tiny, folder, tmp_path, images=1)
 
 
+def test_the_drop_is_positive_if_the_map_of_int8_is_lower(tmp_path, monkeypatch):
+    """Of one graph only, to be quick; the images of the evaluation are spread over the split."""
+    data = generate(tmp_path / "set", 3, 9, seed=3)
+    seen = []
+
+    def map50_95(evaluator, graph):
+        seen.append([sample.path.name for sample in evaluator.samples])
+        return 0.4 if any(n.op_type == "QuantizeLinear" for n in graph.graph.node) else 0.5
+
+    def measured(quantizer, images, *_, drop, **__):
+        return (LayerDamage("/row0/Conv", 0.1, 1.0, 1, map_drop=drop(quantizer.quantized())),)
+
+    monkeypatch.setattr(sensitivity_report._Evaluator, "map50_95", map50_95)
+    monkeypatch.setattr(sensitivity_report, "measure", measured)
+    found = analyse(weights.load(TRAINED), data, tmp_path / "out", evaluated=3)
+    assert (found.map50_95, found.evaluated) == (0.5, 3)
+    assert found.layers[0].map_drop == pytest.approx(0.1)
+    names = sorted(path.name for path in (data.parent / "images" / "val").iterdir())
+    assert seen == [[names[0], names[3], names[6]]] * 2
+
+
 @pytest.mark.slow
 def test_map_of_a_trained_model(tmp_path):
-    """Each convolution alone in int8 costs less than 0.02; the reference is that of `val`."""
-    from pathlib import Path
-
-    checkpoint = weights.load(Path(__file__).parents[1] / "reference" / "demo.safetensors")
+    """Each convolution alone in int8 costs little; six images give a mAP with much noise."""
+    checkpoint = weights.load(TRAINED)
     data = generate(tmp_path / "set", 40, 12, seed=3)
     lines = []
     found = analyse(
@@ -318,6 +361,6 @@ def test_map_of_a_trained_model(tmp_path):
     assert found.map50_95 is not None
     assert found.map50_95 > 0.5
     drops = [layer.map_drop for layer in found.layers]
-    assert all(drop is not None and abs(drop) < 0.02 for drop in drops)
-    assert len(set(drops)) > 10  # each graph was evaluated
-    assert replace(found, plot=found.plot).versions["onnxruntime"]
+    assert all(drop is not None and abs(drop) < 0.1 for drop in drops)
+    assert np.median(np.abs(drops)) < 0.005
+    assert len(set(drops)) > 3  # different graphs were evaluated

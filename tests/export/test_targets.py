@@ -253,7 +253,6 @@ def test_unprovable_target_needs_a_reason(announce, narrow_tiny, tmp_path, capsy
     assert registry.load(out).manifest.parity["reason"] == "again"
     (asked, _) = paper.requests
     assert asked.checkpoint.spec.form == "folded"
-    assert asked.images is None
 
 
 def test_side_files_and_folders_of_others_are_not_replaced(announce, narrow_tiny, tmp_path):

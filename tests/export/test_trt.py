@@ -13,6 +13,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,6 +26,7 @@ from y7edge import Detector
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
+from y7edge.data.synthetic.scenes import scene
 from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import build, export
 from y7edge.export.folding import fold_checkpoint
@@ -262,14 +264,6 @@ def test_graphs_of_other_profiles_are_refused_before_tensorrt(
     assert world.calls == []
 
 
-def test_int8_graphs_are_not_written(start, narrow_tiny, tmp_path):
-    start()
-    with pytest.raises(
-        ConfigError, match=r"graphs are written in fp32 or fp16, and .* `y7edge build`"
-    ):
-        export(narrow_tiny, tmp_path / "m.engine", target="tensorrt", precision="int8")
-
-
 # --- the build -----------------------------------------------------------------------------------
 
 
@@ -503,6 +497,29 @@ def test_build_from_the_proved_onnx(machine, artifact_path, tmp_path, capsys):
     with Detector(out, conf=0.05, **host) as detector, Detector(artifact_path, conf=0.05) as other:
         found, expected = detector(frame), other(frame)
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+
+
+def test_build_from_an_int8_artifact(machine, narrow_tiny, artifact_path, tmp_path):
+    images, quantised = tmp_path / "images", tmp_path / "int8.onnx"
+    images.mkdir()
+    for seed in range(2):
+        cv2.imwrite(str(images / f"{seed}.png"), scene(seed, (96, 128)).image)
+    image = registry.load(artifact_path).manifest.input
+    given = {"precision": "int8", "calib": images, "imgsz": (image.height, image.width)}
+    accepted = {"unverified": "a test without labels"}
+    with pytest.raises(ConfigError, match="does not take profile 'u8s8'; choose from s8s8"):
+        export(narrow_tiny, tmp_path / "m.engine", target="tensorrt", profile="u8s8", **given)
+    export(narrow_tiny, quantised, profile="s8s8", **given, **accepted)
+    session = onnxruntime.InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    machine.network = lambda images: dict(
+        zip(names, session.run(names, {"images": images}), strict=True)
+    )
+    out = tmp_path / "robot.engine"
+    build(quantised, out, target="tensorrt", **accepted)
+    manifest = registry.load(out).manifest
+    assert manifest.engine["convolutions"] == {"fp32": HEADS, "int8": CONVOLUTIONS - HEADS}
+    assert (manifest.precision, manifest.parity["status"]) == ("int8", "unverified")
 
 
 def test_an_engine_of_another_machine_is_built_again(machine, artifact_path, tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 A quantised tensor is rounded to the values that it can have in integers, and stays a float tensor.
 The gradient of the rounding is 1 inside the range of the tensor and 0 outside of it (Jacob et al.
-2018, arXiv 1712.05877, section 3). Thus the weights can be trained for the quantised graph.
+2018, arXiv 1712.05877, section 3). The scales of activations have gradients too (Esser et al. 2020,
+arXiv 1902.08153, equation 3). Thus weights and ranges can be trained for the quantised graph.
 
 The nodes are plain data. :mod:`y7edge.export.qat` reads them from the ONNX graph that the export
 writes, so that both have the same quantised tensors and the same scales.
@@ -34,17 +35,16 @@ _BIAS_MAX = 0.9 * (2**31 - 1)
 
 @dataclass(frozen=True)
 class Rounding:
-    """The values of a quantised tensor: ``scale * (n - zero)`` for n from ``low`` to ``high``."""
+    """The values of a quantised tensor: ``scale * (n - zero)`` for n from ``low`` to ``high``.
 
+    ``group``: name of the tensors that have this scale.
+    """
+
+    group: str
     scale: float
     zero: int
     low: int
     high: int
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest value."""
-        return (self.low - self.zero) * self.scale, (self.high - self.zero) * self.scale
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,29 @@ class Node:
             )
 
 
+class _Round(torch.autograd.Function):
+    """Round a tensor to multiples of a scale, with gradients of the tensor and of the scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        """Return the tensor, rounded to ``low * scale`` to ``high * scale``."""
+        ctx.save_for_backward(x, scale)
+        ctx.limits = low, high
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Return the gradients of the tensor and of the scale."""
+        (gradient,), (x, scale), (low, high) = gradients, ctx.saved_tensors, ctx.limits
+        steps = torch.div(x, scale)
+        inside = (steps >= low) & (steps <= high)
+        change = steps.round().clamp_(low, high)
+        change -= steps.mul_(inside)
+        return gradient * inside, (gradient * change).sum().reshape(scale.shape), None, None
+
+
 class QuantizedGraph(nn.Module):
-    """A graph of float or quantised operators, whose weights can be trained."""
+    """A graph of float or quantised operators, whose weights and ranges can be trained."""
 
     def __init__(
         self,
@@ -87,6 +108,7 @@ class QuantizedGraph(nn.Module):
         image: str,
         outputs: Sequence[str],
         weights: Mapping[str, NDArray[np.float32]],
+        learned: Collection[str] = (),
     ) -> None:
         """Copy the weights.
 
@@ -95,11 +117,15 @@ class QuantizedGraph(nn.Module):
             image: name of the input, (B, 3, H, W) float32, RGB, 0 to 1.
             outputs: names of the heads, finest level first.
             weights: weights and biases of the convolutions, by key.
+            learned: groups of tensors whose scale is trained too.
         """
         super().__init__()
         self.nodes, self._image, self._outputs = tuple(nodes), image, tuple(outputs)
         self._index = {key: index for index, key in enumerate(weights)}
         self.weights = nn.ParameterList(torch.tensor(value) for value in weights.values())
+        # A scale is trained by the logarithm of its factor, so that it stays positive.
+        self._factor = {group: index for index, group in enumerate(learned)}
+        self.factors = nn.ParameterList(torch.zeros(()) for _ in self._factor)
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
     def float_twin(self, nodes: Sequence[Node]) -> QuantizedGraph:
@@ -113,7 +139,7 @@ class QuantizedGraph(nn.Module):
         asked = {*self._outputs, *observed}
         tensors = {self._image: images}
         for index, node in enumerate(self.nodes):
-            tensors[node.output] = self._compute(node, [tensors[name] for name in node.inputs])
+            tensors[node.output] = self.compute(node, [tensors[name] for name in node.inputs])
             for name in node.inputs:
                 if self._last[name] == index and name not in asked:
                     tensors.pop(name, None)
@@ -128,7 +154,26 @@ class QuantizedGraph(nn.Module):
         values = (p.detach().cpu().numpy().copy() for p in self.weights)
         return dict(zip(self._index, values, strict=True))
 
-    def _compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+    def scales(self) -> dict[str, float]:
+        """Return the scale of each group of quantised tensors; all are float32."""
+        rounded = [node.rounding for node in self.nodes if node.rounding is not None]
+        return {how.group: float(self._scale(how).detach()) for how in rounded}
+
+    def _scale(self, how: Rounding) -> Tensor:
+        """Return the scale of a tensor, a scalar."""
+        start = torch.tensor(how.scale, device=self.weights[0].device)
+        if how.group not in self._factor:
+            return start
+        factor: Tensor = self.factors[self._factor[how.group]].exp()
+        return start * factor
+
+    def _rounded(self, x: Tensor, how: Rounding) -> Tensor:
+        low, high = how.low - how.zero, how.high - how.zero
+        made: Tensor = _Round.apply(x, self._scale(how), low, high)  # type: ignore[no-untyped-call]
+        return made
+
+    def compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        """Return the output of a node for these inputs."""
         x, numbers = inputs[0], node.numbers
         match node.operator:
             case "Conv":
@@ -136,10 +181,7 @@ class QuantizedGraph(nn.Module):
                 return functional.conv2d(x, weight, bias, **numbers)
             case "Round":
                 assert node.rounding is not None
-                how = node.rounding
-                return torch.fake_quantize_per_tensor_affine(
-                    x, how.scale, how.zero, how.low, how.high
-                )
+                return self._rounded(x, node.rounding)
             case "LeakyRelu":
                 return functional.leaky_relu(x, **numbers)
             case "Sigmoid":
@@ -167,7 +209,7 @@ class QuantizedGraph(nn.Module):
         largest = weight.detach().abs().amax((1, 2, 3))
         scale = torch.where(largest > 0, largest / _WEIGHT_MAX, torch.ones_like(largest))
         if node.int32_bias:
-            step = node.rounding.scale
+            step = self._scale(node.rounding).detach()
             scale = torch.maximum(scale, bias.detach().abs() / (_BIAS_MAX * step))
             steps = scale * step
             bias = bias + (torch.round(bias / steps) * steps - bias).detach()

@@ -1,7 +1,8 @@
 """Train the weights of a quantised graph to give the tensors of the float graph.
 
-The loss is the sum of the mean squared errors of the outputs of all rows. It needs no labels. The
-best weights are those with the highest mAP of the quantised graph, or those with the smallest loss
+The loss is the mean squared error of the outputs of the rows, relative to their variance, plus that
+of the sigmoids of the heads, from which boxes and scores are decoded. It needs no labels. The best
+weights are those with the highest mAP of the quantised graph, or those with the smallest loss
 if there are no labels. Before the first iteration, the graph is evaluated too, so that the result
 is never worse than the graph at the start.
 """
@@ -153,7 +154,8 @@ class Distillation:
         self._task, self._config, self._folder, self._progress = task, config, folder, progress
         self._device = device
         self._student, self._teacher = task.student.to(device), task.teacher.to(device)
-        self._optimizer = torch.optim.Adam(self._student.parameters(), lr=config.lr)
+        groups = (list(self._student.weights), list(self._student.factors))
+        self._optimizer = torch.optim.Adam([{"params": group} for group in groups if group])
         self._interrupts = Interrupts()
         self.rows: list[Round] = []
         self._done, self._seconds, self._next_save = 0, 0.0, 0.0
@@ -191,8 +193,9 @@ class Distillation:
 
     def _train_part(self, part: int, watch: Stopwatch) -> None:
         """Train on the remaining iterations of a part, counted from 0."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate(part)
+        rates = self._config.learning_rates(part)
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate
         self._next_save = time.monotonic() + 60 * self._config.checkpoint_minutes
         while self._done < self._config.ends(part + 1):
             self._interrupts.check()
@@ -213,24 +216,30 @@ class Distillation:
     def _learn(self, images: Tensor) -> float:
         """Make one step of the optimizer; return the loss."""
         loss = self._loss(images)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"the loss is not finite in iteration {self._done + 1}: lower the learning rate; "
-                f"the last complete state is in {self._folder}"
-            )
+        value = self._finite(float(loss.detach()))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return value
 
     def _loss(self, images: Tensor) -> Tensor:
-        """Return the sum of the mean squared errors of the compared tensors."""
+        """Return the mean error of the rows plus that of the heads."""
+        rows = self._task.observed
         with torch.no_grad():
-            expected = self._teacher(images, self._task.observed)
-        found = self._student(images, self._task.observed)
-        errors = [(found[name] - value).square().mean() for name, value in expected.items()]
-        return torch.stack(errors).sum()
+            expected = self._teacher(images, rows)
+        found = self._student(images, rows)
+        heads = [name for name in expected if name not in rows]
+        inner = [_error(found[name], expected[name]) for name in rows]
+        outer = [_error(found[name].sigmoid(), expected[name].sigmoid()) for name in heads]
+        return torch.stack(inner).mean() + torch.stack(outer).mean()
+
+    def _finite(self, loss: float) -> float:
+        if np.isfinite(loss):
+            return loss
+        raise TrainingError(
+            f"the loss is not finite after {self._done} iterations: lower the learning rates; the "
+            f"last complete state is in {self._folder}"
+        )
 
     def _end_part(self, part: int) -> None:
         """Evaluate the student, and save it after ``part`` parts."""
@@ -249,8 +258,8 @@ class Distillation:
         fixed = torch.split(self._task.batches.fixed(self.FIXED), self._config.batch)
         with torch.no_grad():
             losses = [float(self._loss(x.to(self._device))) * len(x) for x in fixed]
-        loss = sum(losses) / sum(map(len, fixed))
-        lr = self._config.learning_rate(max(0, part - 1))
+        loss = self._finite(sum(losses) / sum(map(len, fixed)))
+        lr, _ = self._config.learning_rates(max(0, part - 1))
         row = Round(part, self._done, loss, lr, self._seconds)
         if self._task.evaluate is None:
             return row
@@ -313,12 +322,13 @@ class Distillation:
     def _restore_optimizer(self, saved: State) -> None:
         step = torch.zeros(())
         values = {}
-        for index, parameter in enumerate(self._student.parameters()):
+        groups = self._optimizer.param_groups
+        for index, parameter in enumerate(p for group in groups for p in group["params"]):
             like = {"step": step, "exp_avg": parameter, "exp_avg_sq": parameter}
             where = f"optimizer.{index}"
             values[index] = self._fitting(saved.take(where), like, where)
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": values, "param_groups": groups})
+        kept = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": values, "param_groups": kept})
 
     def _fitting(
         self, found: Mapping[str, Tensor], like: Mapping[str, Any], where: str
@@ -348,6 +358,11 @@ class Distillation:
         self._save()
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped by an error"
         self._progress.log(f"{what}; the state so far is in {self._folder / files.STATE}: {how}")
+
+
+def _error(found: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean squared error, relative to the variance of ``expected``."""
+    return (found - expected).square().mean() / expected.var().clamp_min(1e-6)
 
 
 def _row(values: Sequence[float]) -> Round:

@@ -12,7 +12,7 @@ from y7edge.train.settings.ranges import FROM_ONE, POSITIVE, Range, check_ranges
 ROUNDS = 10
 """Number of evaluations: one after each tenth of the iterations."""
 
-_FULL = range(3, 8)  # rounds with the full learning rate
+_FULL = 8  # parts with the full learning rate
 _SEED = Range("a whole number from 0, below 2**63", high=2**63 - 1, whole=True)
 _ITERATIONS = Range(f"a whole number from {ROUNDS}", low=ROUNDS, whole=True)
 _SIDE = replace(FROM_ONE, optional=True)
@@ -22,10 +22,10 @@ _SIDE = replace(FROM_ONE, optional=True)
 class QatConfig:
     """Configuration of one run.
 
-    The schedule is that of NVIDIA's training of YOLOv7
-    (https://github.com/NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat): Adam, with a tenth of the
-    learning rate in the first three and in the last two of ten parts. NVIDIA's parts have 200
-    iterations each.
+    The optimizer is Adam, as in NVIDIA's training of YOLOv7
+    (https://github.com/NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat), with the same learning rate of
+    the weights, and a tenth of it in the last two of ten parts. NVIDIA's training does not change
+    the ranges, and has 2000 iterations.
 
     Raises:
         ConfigError: a field is out of its range.
@@ -40,7 +40,8 @@ class QatConfig:
     imgsz: int | None = within(_SIDE, None)  # side of the input, pixels; None: the checkpoint's
     iterations: int = within(_ITERATIONS, 400)
     batch: int = within(FROM_ONE, 10)
-    lr: float = within(POSITIVE, 1e-5)
+    lr: float = within(POSITIVE, 1e-5)  # of weights and biases
+    ranges_lr: float = within(POSITIVE, 5e-3)  # of the logarithms of the ranges
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
     checkpoint_minutes: float = within(POSITIVE, 10.0)  # between saved states
@@ -54,9 +55,10 @@ class QatConfig:
         """Return the number of iterations after ``part`` of the ``ROUNDS`` parts."""
         return self.iterations * part // ROUNDS
 
-    def learning_rate(self, part: int) -> float:
-        """Return the learning rate in a part, counted from 0."""
-        return self.lr if part in _FULL else self.lr / 10
+    def learning_rates(self, part: int) -> tuple[float, float]:
+        """Return the learning rates of weights and ranges in a part, counted from 0."""
+        factor = 1.0 if part < _FULL else 0.1
+        return factor * self.lr, factor * self.ranges_lr
 
     def to_dict(self) -> dict[str, Any]:
         """Return values for YAML."""
