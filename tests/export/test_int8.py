@@ -258,8 +258,21 @@ def test_ranges_and_drop_of_a_trained_checkpoint_are_used(baseline, made, tmp_pa
     described, model = made.manifest.quantization, onnx.load(made.path)
     names = {t.name.removesuffix("/scale") for t in model.graph.initializer}
     written = {name for node in model.graph.node for name in node.output} | {"images"}
-    ranges = qat.ranges_in(model, {name: name for name in names & written}, "u8s8")
-    trained = qat.Trained("u8s8", "mse", ranges, "c" * 64, ("a.jpg",), "d" * 64, drop=0.004)
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    ranges = {}
+    for name in names & written:
+        step, zero = (arrays[f"{name}/{part}"].item() for part in ("scale", "zero_point"))
+        ranges[name] = (-zero * step, (255 - zero) * step)
+    trained = qat.Trained(
+        profile="u8s8",
+        method="mse",
+        ranges=ranges,
+        calibration="c" * 64,
+        images=("a.jpg",),
+        heads=False,
+        source="d" * 64,
+        drop=0.004,
+    )
     meta = {**CHECKPOINT.meta, qat.KEY: json.loads(json.dumps(asdict(trained)))}
     checkpoint, out = replace(CHECKPOINT, meta=meta), tmp_path / "m.onnx"
     data = Baseline(checkpoint, baseline.data)
