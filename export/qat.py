@@ -29,7 +29,7 @@ from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import PROFILES, implied_range, placement_of, profile_of
-from y7edge.export.graph.quantize_placement import Wiring
+from y7edge.export.graph.quantize_placement import REPEATING, Wiring
 from y7edge.export.graph.quantize_weights import corrected
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import METHOD, Quantizer
@@ -290,9 +290,10 @@ class _Source:
         config, floats = self._config, weights_of(self._graph)
         (image,) = (value.name for value in self._graph.graph.input)
         heads = [value.name for value in self._graph.graph.output]
-        plain = nodes_of(self._graph)
+        plain, implied = nodes_of(self._graph), self._implied()
+        learned = [group for group in self._placement.groups() if group not in implied]
         student = QuantizedGraph(
-            nodes_of(self._quantised), image, heads, self._start, self._learned()
+            nodes_of(self._quantised), image, heads, self._start, learned, implied
         )
         digests = [self._images.digest, self._trained.calibration]
         if self._labelled is not None:
@@ -343,20 +344,22 @@ class _Source:
             found[tensor] = ends[name]
         return found
 
-    def _learned(self) -> list[str]:
-        """Return the groups whose ranges are trained: those that do not follow from the graph."""
-        wiring, profile, placement = (
-            Wiring(self._graph),
-            PROFILES[self._config.profile],
-            self._placement,
-        )
-        groups = placement.groups()
+    def _implied(self) -> dict[str, list[str]]:
+        """Return the groups whose ranges follow from the graph, and from which other groups.
+
+        Pixels and sigmoids have fixed ranges, which follow from no group.
+        """
+        wiring, placement = Wiring(self._graph), self._placement
+        profile, groups = PROFILES[self._config.profile], placement.groups()
         ranges = {group: self._ranges[tensors[0]] for group, tensors in groups.items()}
-        return [
-            group
-            for group, tensors in groups.items()
-            if implied_range(wiring, placement, tensors, profile, ranges) is None
-        ]
+        found = {}
+        for group, tensors in groups.items():
+            if implied_range(wiring, placement, tensors, profile, ranges) is not None:
+                writer = wiring.producer.get(tensors[0])
+                repeats = writer is not None and writer.op_type in REPEATING
+                read = wiring.sources(writer) if writer is not None and repeats else []
+                found[group] = [placement.group[t] for t in read if t in placement.group]
+        return found
 
     def _evaluate(self, graph: QuantizedGraph) -> Metrics:
         """Evaluate a graph on the labelled images."""

@@ -109,6 +109,7 @@ class QuantizedGraph(nn.Module):
         outputs: Sequence[str],
         weights: Mapping[str, NDArray[np.float32]],
         learned: Collection[str] = (),
+        implied: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """Copy the weights.
 
@@ -118,6 +119,8 @@ class QuantizedGraph(nn.Module):
             outputs: names of the heads, finest level first.
             weights: weights and biases of the convolutions, by key.
             learned: groups of tensors whose scale is trained too.
+            implied: group -> the groups whose values it contains, so that its range is the union of
+                theirs, such as the output of a Concat.
         """
         super().__init__()
         self.nodes, self._image, self._outputs = tuple(nodes), image, tuple(outputs)
@@ -126,6 +129,9 @@ class QuantizedGraph(nn.Module):
         # A scale is trained by the logarithm of its factor, so that it stays positive.
         self._factor = {group: index for index, group in enumerate(learned)}
         self.factors = nn.ParameterList(torch.zeros(()) for _ in self._factor)
+        self._implied = dict(implied or {})
+        rounded = (node.rounding for node in self.nodes if node.rounding is not None)
+        self._roundings = {how.group: how for how in rounded}
         self._last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
     def float_twin(self, nodes: Sequence[Node]) -> QuantizedGraph:
@@ -156,20 +162,38 @@ class QuantizedGraph(nn.Module):
 
     def scales(self) -> dict[str, float]:
         """Return the scale of each group of quantised tensors; all are float32."""
-        rounded = [node.rounding for node in self.nodes if node.rounding is not None]
-        return {how.group: float(self._scale(how).detach()) for how in rounded}
+        return {group: float(self._scale(group)[0].detach()) for group in self._roundings}
 
-    def _scale(self, how: Rounding) -> Tensor:
-        """Return the scale of a tensor, a scalar."""
+    def _scale(self, group: str) -> tuple[Tensor, int]:
+        """Return the scale of a group, a scalar, and its zero point."""
+        how = self._roundings[group]
+        if sources := [name for name in self._implied.get(group, ()) if name in self._roundings]:
+            return self._union(how, sources)
         start = torch.tensor(how.scale, device=self.weights[0].device)
-        if how.group not in self._factor:
-            return start
-        factor: Tensor = self.factors[self._factor[how.group]].exp()
-        return start * factor
+        if group not in self._factor:
+            return start, how.zero
+        factor: Tensor = self.factors[self._factor[group]].exp()
+        return start * factor, how.zero
+
+    def _union(self, how: Rounding, sources: Sequence[str]) -> tuple[Tensor, int]:
+        """Return scale and zero point of the smallest range that contains those of ``sources``."""
+        found = [self._scale(name) for name in sources]
+        if how.low < 0:  # symmetric
+            return torch.stack([scale for scale, _ in found]).max(), 0
+        # In float64, as the export computes them; the gradient is that of the outermost ranges.
+        exact = [(float(scale.detach()), scale, zero) for scale, zero in found]
+        least = min(exact, key=lambda end: (how.low - end[2]) * end[0])
+        most = max(exact, key=lambda end: (how.high - end[2]) * end[0])
+        bottom, top = (how.low - least[2]) * least[0], (how.high - most[2]) * most[0]
+        low, high = (how.low - least[2]) * least[1], (how.high - most[2]) * most[1]
+        step = (top - bottom) / (how.high - how.low)
+        scale = (high - low) / (how.high - how.low)
+        scale = scale + (torch.full_like(scale, step) - scale).detach()
+        return scale, round(how.low - bottom / step)
 
     def _rounded(self, x: Tensor, how: Rounding) -> Tensor:
-        low, high = how.low - how.zero, how.high - how.zero
-        made: Tensor = _Round.apply(x, self._scale(how), low, high)  # type: ignore[no-untyped-call]
+        scale, zero = self._scale(how.group)
+        made: Tensor = _Round.apply(x, scale, how.low - zero, how.high - zero)  # type: ignore[no-untyped-call]
         return made
 
     def compute(self, node: Node, inputs: list[Tensor]) -> Tensor:
@@ -209,7 +233,7 @@ class QuantizedGraph(nn.Module):
         largest = weight.detach().abs().amax((1, 2, 3))
         scale = torch.where(largest > 0, largest / _WEIGHT_MAX, torch.ones_like(largest))
         if node.int32_bias:
-            step = self._scale(node.rounding).detach()
+            step = self._scale(node.rounding.group)[0].detach()
             scale = torch.maximum(scale, bias.detach().abs() / (_BIAS_MAX * step))
             steps = scale * step
             bias = bias + (torch.round(bias / steps) * steps - bias).detach()
