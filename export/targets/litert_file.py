@@ -8,8 +8,8 @@ float32.
 For int8 artifacts, the target takes a QDQ graph: ai-edge-quantizer writes a file with the same
 ranges, the same weights and biases, and the same layers in float
 (https://ai.google.dev/edge/litert/conversion/tensorflow/quantization). Its own ranges, moving
-averages of the smallest and largest values, cost more accuracy (``docs/int8-litert.md``). The input
-is int8. Heads are int8 too if they are quantised; then all operators compute in integers, as
+averages of the smallest and largest values, depend on the order of the images. The input is int8.
+Heads are int8 too if they are quantised; then all operators compute in integers, as
 compilers for integer NPUs require.
 """
 
