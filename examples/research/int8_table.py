@@ -447,6 +447,7 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+_ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 FORMS: Mapping[str, str] = {
     "map": ".4f",
     "drop": ".4f",
@@ -471,6 +472,7 @@ def table(rows: Iterable[Row], header: Mapping[str, str], forms: Mapping[str, st
         shown = {
             **row,
             "model": f"{row['model']}, {row['size']} px",
+            "target": _ENGINES.get(row.get("target", "")),
             "floats": f"{row['floats']} of {row['layers']}" if "floats" in row else None,
             "profile": row["profile"] + (", int8 heads" if row["heads"] == "int8" else ""),
         }
