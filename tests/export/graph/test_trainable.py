@@ -11,6 +11,7 @@ from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import PROFILES
 from y7edge.export.graph.quantize_ranges import opened
+from y7edge.export.graph.quantize_weights import corrected
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import Quantizer
 from y7edge.models import registry
@@ -29,9 +30,13 @@ def image():
     return np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
 
 
-def as_torch(model, floats, learned=()):
+def as_torch(model, floats, quantizer=None):
+    if quantizer is not None:  # with the corrected biases of the QDQ graph
+        integer = {node.weights[0] for node in nodes_of(model) if node.weights and node.rounding}
+        names = {n.name for n in floats.graph.node if n.op_type == "Conv" and n.input[1] in integer}
+        floats = corrected(floats, names, quantizer.means)
     heads = [value.name for value in model.graph.output]
-    return QuantizedGraph(nodes_of(model), "images", heads, weights_of(floats), learned)
+    return QuantizedGraph(nodes_of(model), "images", heads, weights_of(floats))
 
 
 CASES = [("yolov7-tiny", 0.125, name) for name in PROFILES]
@@ -43,7 +48,7 @@ def test_each_node_equals_onnx_runtime(name, width, profile, tmp_path):
     floats = graph_of(name, width)
     quantiser = Quantizer(floats, [image()], profile)
     model = quantiser.quantized(() if name == "yolov7-tiny" else None)
-    graph = as_torch(model, floats)
+    graph = as_torch(model, floats, quantiser)
     tensors = [node.output for node in graph.nodes]
     feed = {"images": image()}
     found = {**opened(model, tensors, tmp_path)(feed), **feed}
@@ -70,10 +75,11 @@ def test_each_node_equals_onnx_runtime(name, width, profile, tmp_path):
 
 def test_the_whole_graph_equals_onnx_runtime(tmp_path):
     floats = graph_of("yolov7-tiny", 0.125)
-    model = Quantizer(floats, [image()], "u16s8").quantized(())
+    quantizer = Quantizer(floats, [image()], "u16s8")
+    model = quantizer.quantized(())
     expected = opened(model, [], tmp_path)({"images": image()})
     with torch.no_grad():
-        found = as_torch(model, floats)(torch.from_numpy(image()))
+        found = as_torch(model, floats, quantizer)(torch.from_numpy(image()))
         plain = as_torch(floats, floats)(torch.from_numpy(image()))
     for name, value in expected.items():
         error = np.abs(found[name].numpy() - value).mean()

@@ -263,7 +263,8 @@ class Distillation:
         row = Round(part, self._done, loss, lr, self._seconds)
         if self._task.evaluate is None:
             return row
-        found, plain = map(self._task.evaluate, (self._student, self._task.plain))
+        floats = self._task.plain if part else self._task.teacher
+        found, plain = map(self._task.evaluate, (self._student, floats))
         return replace(
             row,
             map50=float(found.map50),
