@@ -125,7 +125,7 @@ class Options:
         """
         if isinstance(self.calib, Calibration):
             return self.calib
-        source = self.calib or (baseline and baseline.data)
+        source = self.calib or (baseline.data if baseline else None)
         if source is None and recorded(checkpoint) is not None:
             return None
         if source is None:
