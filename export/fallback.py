@@ -137,6 +137,8 @@ class Options:
         found = choose_images(source, checkpoint.names, count=count, without=without)
         for warning in found.warnings:
             tell(warning)
+        if baseline and baseline.split == "train":
+            tell("warning: images that are evaluated may calibrate: better evaluate the split val")
         return found
 
 

@@ -172,7 +172,9 @@ def test_images_of_the_evaluation_never_calibrate(data, baseline, tmp_path):
     with pytest.raises(DataError, match="all images are images of the evaluation"):
         Options(calib=tmp_path).choose(CHECKPOINT, baseline, told.append)
     assert Options(calib=tmp_path).choose(CHECKPOINT, None, told.append).images
-    assert len(baseline.images) == 8 and not Baseline(CHECKPOINT, data, "train").images
+    assert len(baseline.images) == 8
+    assert Options().choose(CHECKPOINT, Baseline(CHECKPOINT, data, "train"), told.append).images
+    assert told[-1].startswith("warning: images that are evaluated may calibrate")
 
 
 def test_the_default_limit():
@@ -492,6 +494,14 @@ def test_layers_in_float_that_the_manifest_does_not_name(made, tmp_path):
     path = tampering.rewrite(made.path, tmp_path / "m.onnx", quantization=described)
     with pytest.raises(ParityError, match=r"wrong about /row77/lead/2/Conv"):
         verify(path, CHECKPOINT)
+
+
+def test_an_int8_artifact_that_does_not_say_how_it_was_quantised(made, tmp_path):
+    path = tampering.rewrite(made.path, tmp_path / "m.onnx", quantization=None)
+    with pytest.raises(ParityError, match="does not say how it was quantised"):
+        verify(path, CHECKPOINT)
+    with pytest.raises(ConfigError, match=r"takes int8 graphs of profile .* has profile None"):
+        build(path, tmp_path / "m.xml", target="openvino", unverified="x")
 
 
 def test_a_machine_that_computes_something_else_is_found(made, monkeypatch):
