@@ -164,16 +164,19 @@ def test_what_is_calibrated_and_evaluated_must_be_given(data, tmp_path):
 
 
 def test_images_of_the_evaluation_never_calibrate(data, baseline, tmp_path):
-    told, images = [], data.parent / "images"
-    found = Options(calib=images / "train").choose(CHECKPOINT, baseline, told.append)
-    assert len(found.images) == COUNT
+    told, gate = [], accuracy.MapGate(baseline, DROP)
+
+    def chosen(folder, gate):
+        found = Options(calib=folder).choose(CHECKPOINT, gate, told.append)
+        return len(found.images)
+
+    assert chosen(data.parent / "images" / "train", gate) == COUNT
     for path in baseline.images:
         shutil.copy(path, tmp_path)
     with pytest.raises(DataError, match="all images are images of the evaluation"):
-        Options(calib=tmp_path).choose(CHECKPOINT, baseline, told.append)
-    assert Options(calib=tmp_path).choose(CHECKPOINT, None, told.append).images
-    assert len(baseline.images) == 8
-    assert Options().choose(CHECKPOINT, Baseline(CHECKPOINT, data, "train"), told.append).images
+        chosen(tmp_path, gate)
+    assert chosen(tmp_path, None) == len(baseline.images) == 8
+    assert chosen(None, replace(gate, baseline=Baseline(CHECKPOINT, data, "train"))) == COUNT
     assert told[-1].startswith("warning: images that are evaluated may calibrate")
 
 
