@@ -93,7 +93,12 @@ class Calibration:
 
 
 def choose_images(
-    data: Path | str, names: Sequence[str], *, count: int = COUNT, seed: int = 0
+    data: Path | str,
+    names: Sequence[str],
+    *,
+    count: int = COUNT,
+    seed: int = 0,
+    without: Iterable[Path] = (),
 ) -> Calibration:
     """Choose images of the split "train" such that they contain all classes.
 
@@ -107,6 +112,7 @@ def choose_images(
         names: the class names of the model.
         count: number of images; fewer are used if the data set has fewer.
         seed: seed of the random choice.
+        without: images of the evaluation. Neither they nor copies of them are used.
 
     Raises:
         ConfigError: ``count`` is not 1 to 10,000.
@@ -130,7 +136,16 @@ def choose_images(
         classes = [frozenset(sample.class_id.tolist()) for sample in samples]
         warnings += _missing(names, classes, scan.source)
     order = _order(len(paths), classes, count, seed)
-    found, repeated = _taken([(paths[i], _name(paths[i], scan.root)) for i in order], count)
+    candidates = [(paths[i], _name(paths[i], scan.root)) for i in order]
+    found, repeated, evaluated = _taken(candidates, count, without)
+    if evaluated:
+        warnings.append(
+            f"warning: {scan.source} contains images of the evaluation: {evaluated} are not used"
+        )
+    if not found:
+        raise DataError(
+            f"{scan.source}: all images are images of the evaluation: calibrate with others"
+        )
     if repeated:
         warnings.append(
             f"warning: {scan.source} contains images several times: {repeated} copies are not used"
@@ -230,22 +245,32 @@ def _order(total: int, classes: Sequence[frozenset[int]], count: int, seed: int)
 
 
 def _taken(
-    candidates: Iterable[tuple[Path, str]], count: int
-) -> tuple[list[tuple[Path, str, bytes]], int]:
+    candidates: Iterable[tuple[Path, str]], count: int, without: Iterable[Path]
+) -> tuple[list[tuple[Path, str, bytes]], int, int]:
     """Return path, name and digest of the first ``count`` different files.
 
-    Also return how many copies were passed over.
+    Files with the content of one of ``without`` are passed over. Also return how many copies were
+    passed over, and how many of these files.
     """
+    excluded = {_content_digest(path) for path in without}
     found: dict[bytes, tuple[Path, str, bytes]] = {}
-    repeated = 0
+    repeated = evaluated = 0
     for path, name in candidates:
-        with reading(path) as (content, _):
-            digest = hashlib.sha256(content).digest()
+        digest = _content_digest(path)
+        if digest in excluded:
+            evaluated += 1
+            continue
         repeated += digest in found
         found.setdefault(digest, (path, name, digest))
         if len(found) == count:
             break
-    return list(found.values()), repeated
+    return list(found.values()), repeated, evaluated
+
+
+def _content_digest(path: Path) -> bytes:
+    """Return the SHA-256 of an image file."""
+    with reading(path) as (content, _):
+        return hashlib.sha256(content).digest()
 
 
 def _digest(names: Sequence[str], digests: Sequence[bytes]) -> str:

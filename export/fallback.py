@@ -112,9 +112,9 @@ class Options:
             require_method(self.ranges)
 
     def choose(
-        self, checkpoint: Checkpoint, data: Path | str | Baseline | None, tell: Progress
+        self, checkpoint: Checkpoint, baseline: Baseline | None, tell: Progress
     ) -> Calibration | None:
-        """Choose the calibration images; ``data``: the data set of the evaluation.
+        """Choose the calibration images, none of which is in the split that is evaluated.
 
         None if there is no data set, and the checkpoint was trained for int8: its ranges are known,
         and only the order of the fallback needs images.
@@ -125,7 +125,7 @@ class Options:
         """
         if isinstance(self.calib, Calibration):
             return self.calib
-        source = self.calib or (data.data if isinstance(data, Baseline) else data)
+        source = self.calib or (baseline.data if baseline else None)
         if source is None and recorded(checkpoint) is not None:
             return None
         if source is None:
@@ -133,7 +133,8 @@ class Options:
                 "int8 needs calibration images, at best those of the training: give a data set or "
                 "a folder of images (--calib DATA)"
             )
-        found = choose_images(source, checkpoint.names, count=self.count or COUNT)
+        count, without = self.count or COUNT, baseline.images if baseline else ()
+        found = choose_images(source, checkpoint.names, count=count, without=without)
         for warning in found.warnings:
             tell(warning)
         return found

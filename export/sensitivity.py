@@ -32,6 +32,7 @@ IMAGES = 32
 """Default number of images on which the candidates are compared."""
 
 _RUNS = 15  # of each graph, for the times
+_SECONDS = 10.0  # between lines of progress
 _LEAST_SAVED = 0.05  # of the mean time that a layer saves: smaller differences are noise
 
 Progress = Callable[[str], None]
@@ -80,7 +81,8 @@ def measure(
         levels: strides and anchors.
         nc: number of classes.
         kept: names of convolutions that always stay in float: they are not measured.
-        progress: called with one line for each step; the first says how long all will take.
+        progress: called with one line that says how long all will take, and then with one line
+            about every 10 seconds.
         threads: number of engine threads; None: the physical cores that this process may use.
         drop: function that returns the drop of the mAP of a graph; None: it is not measured.
 
@@ -97,6 +99,7 @@ def measure(
     comparison = Comparison(quantizer.model, images, levels, nc, threads)
     saved = saved_times(quantizer, images[0], threads)
     found: list[LayerDamage] = []
+    told = time.monotonic()
     measured = [layer for layer in quantizer.layers if layer.name not in kept]
     count = len(measured)
     for index, layer in enumerate(measured):
@@ -114,7 +117,9 @@ def measure(
             tell(f"{seconds:.1f} s per layer, {count} layers: about {minutes:.1f} min")
         damage, ms = boxes + scores, saved[layer.name]
         found.append(LayerDamage(layer.name, damage, ms, layer.macs, boxes, scores, points))
-        tell(f"{index + 1}/{count} {layer.name}: damage {damage:.5f}, saves {ms:.3f} ms")
+        if time.monotonic() - told > _SECONDS:
+            tell(f"{index + 1} of {count} layers")
+            told = time.monotonic()
     return tuple(found)
 
 

@@ -75,6 +75,11 @@ class Baseline:
         return model.digest if isinstance(model, Checkpoint) else model.manifest.source.digest
 
     @property
+    def images(self) -> tuple[Path, ...]:
+        """The images of the evaluation, with which nothing may be calibrated; () in "train"."""
+        return () if self.split == "train" else tuple(sample.path for sample in self._samples)
+
+    @property
     def measured(self) -> tuple[tuple[int, int], ...]:
         """The input sizes at which the model was evaluated."""
         return tuple(self._metrics)

@@ -156,6 +156,25 @@ def test_copies_are_used_once(tmp_path):
     assert len({path.read_bytes() for path in few.images}) == 34
 
 
+def test_images_of_the_evaluation_and_their_copies_are_not_used(parts, tmp_path):
+    val = sorted((parts / "images" / "val").iterdir())
+    mixed = tmp_path / "mixed"
+    for index, path in enumerate((*(parts / "images" / "train").iterdir(), *val)):
+        mixed.mkdir(exist_ok=True)
+        (mixed / f"{index:03}.png").write_bytes(path.read_bytes())
+    found = choose_images(mixed, NAMES, without=val)
+    assert len(found.images) == 60
+    assert not {p.read_bytes() for p in found.images} & {p.read_bytes() for p in val}
+    assert found.warnings == (
+        f"warning: {mixed} contains images of the evaluation: 5 are not used",
+    )
+    copied = parts / "images" / "train" / "41.png"
+    copied.write_bytes(val[0].read_bytes())
+    assert copied not in choose_images(parts, NAMES, without=val).images
+    with pytest.raises(DataError, match="all images are images of the evaluation: calibrate with"):
+        choose_images(mixed, NAMES, without=mixed.iterdir())
+
+
 def test_few_images_give_a_warning_unless_few_were_requested(tmp_path):
     for index in range(5):
         write_image(tmp_path / f"{index}.png", index)

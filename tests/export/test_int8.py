@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -20,10 +21,11 @@ from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
 from y7edge.data.synthetic import scenes
 from y7edge.detect.selftest import RECIPE_8BIT, selftest
-from y7edge.errors import ConfigError, ExportError, ParityError
+from y7edge.errors import ConfigError, DataError, ExportError, ParityError
 from y7edge.export import fallback, qat
 from y7edge.export.calibration import choose_images
 from y7edge.export.conversion import build
+from y7edge.export.fallback import Options
 from y7edge.export.pipeline import export
 from y7edge.export.proof import accuracy, probes
 from y7edge.export.proof.accuracy import Baseline
@@ -159,6 +161,18 @@ def test_what_is_calibrated_and_evaluated_must_be_given(data, tmp_path):
     refused("needs calibration images, .*--calib", unverified="no labels")
     refused("'decoded' are not available in int8", outputs="decoded", data=data)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_the_evaluation_never_calibrate(data, baseline, tmp_path):
+    told, images = [], data.parent / "images"
+    found = Options(calib=images / "train").choose(CHECKPOINT, baseline, told.append)
+    assert len(found.images) == COUNT
+    for path in baseline.images:
+        shutil.copy(path, tmp_path)
+    with pytest.raises(DataError, match="all images are images of the evaluation"):
+        Options(calib=tmp_path).choose(CHECKPOINT, baseline, told.append)
+    assert Options(calib=tmp_path).choose(CHECKPOINT, None, told.append).images
+    assert len(baseline.images) == 8 and not Baseline(CHECKPOINT, data, "train").images
 
 
 def test_the_default_limit():

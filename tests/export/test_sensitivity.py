@@ -93,7 +93,7 @@ def test_each_convolution_is_measured_once(measured, quantizer):
     assert all(x.damage == x.boxes + x.scores for x in found)
     assert all(x.map_drop is None for x in found)
     assert "s per layer, 58 layers: about" in lines[0]
-    assert len(lines) == 1 + len(found)
+    assert len(lines) < 1 + len(found) / 2
 
 
 def test_the_convolution_that_int8_damages_is_found(measured):
