@@ -24,7 +24,7 @@ from y7edge.errors import ConfigError, ExportError, ParityError
 from y7edge.export.calibration import COUNT, Calibration, choose_images, unfamiliar
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_check import violations
-from y7edge.export.graph.quantize_ranges import METHODS
+from y7edge.export.graph.quantize_ranges import require_method
 from y7edge.export.proof.accuracy import MapGate, accepted
 from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
@@ -108,8 +108,8 @@ class Options:
                 f"target {target.NAME} does not take profile {profile!r}; choose from "
                 f"{', '.join(target.PROFILES)}"
             )
-        if self.ranges is not None and self.ranges not in METHODS:
-            raise ConfigError(f"no range method {self.ranges!r}; choose from {', '.join(METHODS)}")
+        if self.ranges is not None:
+            require_method(self.ranges)
 
     def choose(
         self, checkpoint: Checkpoint, gate: MapGate | None, tell: Progress
