@@ -24,8 +24,8 @@ from y7edge.errors import ConfigError, ExportError, ParityError
 from y7edge.export.calibration import COUNT, Calibration, choose_images, unfamiliar
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_check import violations
-from y7edge.export.graph.quantize_ranges import METHODS
-from y7edge.export.proof.accuracy import Baseline, accepted
+from y7edge.export.graph.quantize_ranges import require_method
+from y7edge.export.proof.accuracy import MapGate, accepted
 from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.targets.base import Target
@@ -108,11 +108,11 @@ class Options:
                 f"target {target.NAME} does not take profile {profile!r}; choose from "
                 f"{', '.join(target.PROFILES)}"
             )
-        if self.ranges is not None and self.ranges not in METHODS:
-            raise ConfigError(f"no range method {self.ranges!r}; choose from {', '.join(METHODS)}")
+        if self.ranges is not None:
+            require_method(self.ranges)
 
     def choose(
-        self, checkpoint: Checkpoint, baseline: Baseline | None, tell: Progress
+        self, checkpoint: Checkpoint, gate: MapGate | None, tell: Progress
     ) -> Calibration | None:
         """Choose the calibration images, none of which is in the split that is evaluated.
 
@@ -125,6 +125,7 @@ class Options:
         """
         if isinstance(self.calib, Calibration):
             return self.calib
+        baseline = gate.baseline if gate else None
         source = self.calib or (baseline.data if baseline else None)
         if source is None and recorded(checkpoint) is not None:
             return None
@@ -137,6 +138,8 @@ class Options:
         found = choose_images(source, checkpoint.names, count=count, without=without)
         for warning in found.warnings:
             tell(warning)
+        if baseline and baseline.split == "train":
+            tell("warning: images that are evaluated may calibrate: better evaluate the split val")
         return found
 
 

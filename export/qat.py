@@ -10,7 +10,6 @@ This module needs torch only for the training.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -20,16 +19,24 @@ from typing import TYPE_CHECKING
 import onnx
 
 from y7edge import __version__
+from y7edge.artifact import bounds
 from y7edge.artifact.description import describe
-from y7edge.artifact.manifest import InputInfo
+from y7edge.artifact.manifest import InputInfo, Quantization
 from y7edge.artifact.schema import decode
 from y7edge.data import dataset
-from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
+from y7edge.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TrainingError,
+)
 from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import PROFILES, implied_range, placement_of, profile_of
 from y7edge.export.graph.quantize_placement import REPEATING, Wiring
+from y7edge.export.graph.quantize_ranges import METHODS, require_method
 from y7edge.export.graph.quantize_weights import corrected
 from y7edge.export.graph.trainable import compared, nodes_of, weights_of
 from y7edge.export.quantization import METHOD, Quantizer
@@ -50,6 +57,7 @@ KEY = "quantization"
 """Entry of a trained checkpoint's ``meta``."""
 
 _MOST = 100_000  # tensors
+_LARGEST = 1e30  # value of a tensor; scales are float32
 _NONE: Mapping[str, float] = {}
 
 
@@ -79,18 +87,26 @@ class Trained:
     drop: float | None = None
 
     def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise CheckpointError(
-                f"profile {self.profile!r}, expected one of {', '.join(PROFILES)}"
-            )
+        for what, given, known in (
+            ("profile", self.profile, tuple(PROFILES)),
+            ("method", self.method, METHODS),
+        ):
+            if given not in known:
+                raise CheckpointError(f"{what} {given[:80]!r}, expected one of {', '.join(known)}")
         if not 0 < len(self.ranges) <= _MOST:
             raise CheckpointError(f"{len(self.ranges)} ranges, expected 1 to {_MOST}")
         for name, (low, high) in self.ranges.items():
-            if not (math.isfinite(low - high) and low <= 0 <= high):
+            if not -_LARGEST <= low <= 0 <= high <= _LARGEST:
                 raise CheckpointError(
-                    f"the range of {name[:80]!r} is {low:g} to {high:g}, expected finite numbers "
-                    "around 0"
+                    f"the range of {name[:80]!r} is {low:g} to {high:g}, expected numbers around "
+                    f"0, up to {_LARGEST:g}"
                 )
+        try:  # that an export can write them to the manifest
+            Quantization(self.profile, self.method, self.calibration, self.images, (), 1.0)
+        except ArtifactError as error:
+            raise CheckpointError(str(error)) from error
+        if not all(name.isprintable() for name in self.images):
+            raise CheckpointError("the name of a calibration image cannot be printed")
 
 
 @dataclass(frozen=True)
@@ -237,7 +253,8 @@ class _Source:
         from y7edge.nn.source import open_checkpoint
 
         self._config, self._device = config, device
-        profile = profile_of(config.profile).name
+        profile, method = profile_of(config.profile).name, config.ranges or METHOD
+        require_method(method)
         checkpoint = open_checkpoint(str(config.checkpoint))
         if recorded(checkpoint) is not None:
             raise ConfigError(
@@ -248,14 +265,14 @@ class _Source:
         side = config.imgsz
         self._size = checkpoint.imgsz if side is None else (side, side)
         image = self._input()
-        self._images = self._chosen(config.iterations * config.batch)
+        wanted = config.iterations * config.batch
+        self._images = self._chosen(min(wanted, bounds.MAX_CALIBRATION))
         calibration = self._chosen(config.calib_images)
         for warning in calibration.warnings:
             tell(warning)
         tell(f"calibrate on {len(calibration.images)} images")
         height, width = self._size
         self._graph = build_graph(self._folded, height=height, width=width)
-        method = config.ranges or METHOD
         quantizer = Quantizer(self._graph, calibration.inputs(image), profile, method=method)
         kept = frozenset() if config.quantize_heads else quantizer.heads
         self._quantised = quantizer.quantized(kept)
@@ -309,6 +326,7 @@ class _Source:
             observed=compared(self._graph),
             batches=Batches(self._images.images, self._input(), config.batch, config.seed),
             digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+            checkpoint=self._checkpoint.digest,
             anchors=self._folded.spec.anchors,
             evaluate=None if self._labelled is None else self._evaluate,
             save=save,

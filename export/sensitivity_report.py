@@ -30,7 +30,7 @@ from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.quantize import profile_of
-from y7edge.export.graph.quantize_ranges import METHODS
+from y7edge.export.graph.quantize_ranges import require_method
 from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.sensitivity import TIMED, LayerDamage, Progress, measure, order
@@ -202,8 +202,7 @@ def _check(checkpoint: Checkpoint, profile: str, ranges: str, images: int, evalu
             "checkpoint: give the one that the training began with"
         )
     profile_of(profile)
-    if ranges not in METHODS:
-        raise ConfigError(f"no range method {ranges!r}; choose from {', '.join(METHODS)}")
+    require_method(ranges)
     if images < 1 or evaluated < 0:
         raise ConfigError(
             f"images is {images} and evaluated {evaluated}, expected at least 1 and at least 0"

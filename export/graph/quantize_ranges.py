@@ -204,6 +204,12 @@ def opened(
     return onnxrt.opened(path, small=True)
 
 
+def require_method(method: str) -> None:
+    """Raise ConfigError unless ``method`` is one of ``METHODS``."""
+    if method not in METHODS:
+        raise ConfigError(f"no range method {method!r}; choose from {', '.join(METHODS)}")
+
+
 def choose(
     histogram: Histogram,
     method: str,
@@ -220,8 +226,7 @@ def choose(
         symmetric: whether low must be -high.
         behind: the activation that follows; method ``mse`` then measures the error behind it.
     """
-    if method not in METHODS:
-        raise ConfigError(f"no range method {method!r}; choose from {', '.join(METHODS)}")
+    require_method(method)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if method == "percentile":
         low, high = _percentile(histogram)

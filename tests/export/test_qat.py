@@ -202,6 +202,18 @@ def test_a_finished_run_and_changed_images_are_not_resumed(source, data, tmp_pat
         qat.resume(out)
 
 
+def test_another_checkpoint_is_not_resumed(source, data, tmp_path):
+    out, mine = tmp_path / "run", tmp_path / "float.safetensors"
+    shutil.copy(source, mine)
+    with pytest.raises(KeyboardInterrupt):
+        qat.train(config(mine, data, out), progress=_Stop(2))
+    other = weights.load(source)
+    changed = {k: v * 0.5 if k.endswith("bias") else v for k, v in other.arrays.items()}
+    weights.save(replace(other, arrays=changed), mine)
+    with pytest.raises(ConfigError, match="checkpoint is '[0-9a-f]+', was '[0-9a-f]+'"):
+        qat.resume(out)
+
+
 def test_a_damaged_state_is_refused(source, data, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -230,6 +242,16 @@ def test_labels_are_optional(source, data, tmp_path):
     assert qat.recorded(weights.load(result.best)).drop is None
 
 
+def test_settings_are_checked_before_the_calibration(source, data, tmp_path):
+    lines = []
+    with pytest.raises(ConfigError, match="no range method 'entropy'"):
+        qat._Source(config(source, data, tmp_path, ranges="entropy"), "cpu", lines.append)
+    assert not lines
+    # More images than a calibration takes.
+    qat._Source(config(source, data, tmp_path, iterations=400, batch=64), "cpu", lines.append)
+    assert any("6 training images" in line for line in lines)
+
+
 def test_trained_checkpoints_are_not_trained_again(trained, data, tmp_path):
     with pytest.raises(ConfigError, match="was already trained with --qat"):
         qat.train(config(trained / "best.safetensors", data, tmp_path / "again"))
@@ -242,7 +264,11 @@ def test_trained_checkpoints_are_not_trained_again(trained, data, tmp_path):
         ({"profile": "u4"}, "profile 'u4', expected one of"),
         ({"ranges": {}}, "0 ranges"),
         ({"ranges": {"images": [1.0, 2.0]}}, "the range of 'images' is 1 to 2"),
-        ({"ranges": {"images": [-1e308, 1e308]}}, "the range of 'images'"),
+        ({"ranges": {"images": [-1e38, 1e38]}}, "the range of 'images'"),
+        ({"method": "entropy"}, "method 'entropy', expected one of minmax"),
+        ({"calibration": "none"}, "calibration is not a SHA-256"),
+        ({"images": []}, "0 calibration images"),
+        ({"images": ["a\x1b[31mb"]}, "cannot be printed"),
         ({"ranges": {"images": "all"}}, "ranges.images"),
         ({"extra": 1}, "extra"),
     ],

@@ -113,6 +113,7 @@ class Task:
         observed: Names of the tensors that both graphs have, and that are compared.
         batches: The images.
         digest: Digest of images and labels.
+        checkpoint: Digest of the float checkpoint.
         anchors: Anchors of the model, in pixels.
         evaluate: Returns the metrics of a graph; None: there are no labels.
         save: Writes the student's weights to a file of the run's folder; its other arguments are
@@ -125,6 +126,7 @@ class Task:
     observed: tuple[str, ...]
     batches: Batches
     digest: str
+    checkpoint: str
     anchors: Anchors
     evaluate: Callable[[QuantizedGraph], Metrics] | None
     save: Callable[[str, Round, Round], None]
@@ -274,6 +276,7 @@ class Distillation:
 
     def _identity(self) -> Identity:
         settings = {k: v for k, v in self._config.to_dict().items() if k not in _FREE}
+        settings["checkpoint"] = self._task.checkpoint  # its path may change
         return Identity(
             settings=settings,
             data=self._task.digest,
