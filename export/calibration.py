@@ -144,7 +144,8 @@ def choose_images(
         )
     if not found:
         raise DataError(
-            f"{scan.source}: all images are images of the evaluation: calibrate with others"
+            f"{scan.source}: all images are images of the evaluation: calibrate with others "
+            "(--calib DATA)"
         )
     if repeated:
         warnings.append(
@@ -152,8 +153,8 @@ def choose_images(
         )
     if len(found) < min(FEW, count):
         warnings.append(
-            f"warning: {len(found)} calibration images in {scan.source}, expected {FEW} or more: "
-            "the ranges of activations may be too small"
+            f"warning: few calibration images in {scan.source}: found {len(found)}, expected {FEW} "
+            "or more: the ranges of activations may be too small"
         )
     images, shown, digests = zip(*found, strict=True)
     return Calibration(

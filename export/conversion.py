@@ -206,7 +206,7 @@ def _check(
             f"{needed}, or choose another precision with --precision"
         )
     profile = manifest.quantization and manifest.quantization.profile
-    if precision == "int8" and profile not in (None, *target.PROFILES):
+    if precision == "int8" and profile not in target.PROFILES:
         known = " or ".join(target.PROFILES) or "none"
         raise ConfigError(
             f"target {target.NAME} takes int8 graphs of profile {known}, and {proved.path} has "

@@ -25,7 +25,7 @@ from y7edge.export.calibration import COUNT, Calibration, choose_images, unfamil
 from y7edge.export.graph.quantize import profile_of
 from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_ranges import require_method
-from y7edge.export.proof.accuracy import Baseline, accepted
+from y7edge.export.proof.accuracy import MapGate, accepted
 from y7edge.export.qat import recorded
 from y7edge.export.quantization import METHOD, Quantizer
 from y7edge.export.targets.base import Target
@@ -112,7 +112,7 @@ class Options:
             require_method(self.ranges)
 
     def choose(
-        self, checkpoint: Checkpoint, baseline: Baseline | None, tell: Progress
+        self, checkpoint: Checkpoint, gate: MapGate | None, tell: Progress
     ) -> Calibration | None:
         """Choose the calibration images, none of which is in the split that is evaluated.
 
@@ -125,6 +125,7 @@ class Options:
         """
         if isinstance(self.calib, Calibration):
             return self.calib
+        baseline = gate.baseline if gate else None
         source = self.calib or (baseline.data if baseline else None)
         if source is None and recorded(checkpoint) is not None:
             return None
@@ -137,6 +138,8 @@ class Options:
         found = choose_images(source, checkpoint.names, count=count, without=without)
         for warning in found.warnings:
             tell(warning)
+        if baseline and baseline.split == "train":
+            tell("warning: images that are evaluated may calibrate: better evaluate the split val")
         return found
 
 

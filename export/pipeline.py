@@ -130,8 +130,7 @@ def export(
     rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
-    baseline = gate.baseline if gate else None
-    found = int8.choose(checkpoint, baseline, tell) if precision == "int8" else None
+    found = int8.choose(checkpoint, gate, tell) if precision == "int8" else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
 

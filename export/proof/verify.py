@@ -102,12 +102,18 @@ def require_rules(artifact: Artifact) -> None:
 
     Raises:
         ConfigError: the profile does not exist in this version.
-        ParityError: a rule is broken, or other layers are in float than the manifest says.
+        ParityError: a rule is broken, or the manifest does not name the layers in float.
         RuntimeMissing: onnx is not installed.
     """
-    described = artifact.manifest.quantization
-    if artifact.manifest.target != "onnx" or described is None:
+    manifest, described = artifact.manifest, artifact.manifest.quantization
+    if manifest.target != "onnx" or (described is None and manifest.precision != "int8"):
         return
+    if described is None:
+        raise ParityError(
+            f"{artifact.path} has precision int8, and its manifest does not say how it was "
+            "quantised: export it again",
+            ParityReport("failed", ("quantization",), origin=Origin(str(artifact.path))),
+        )
     require({"onnx": "y7edge[export]"}, "the check of a quantised graph")
     import onnx
 

@@ -164,15 +164,20 @@ def test_what_is_calibrated_and_evaluated_must_be_given(data, tmp_path):
 
 
 def test_images_of_the_evaluation_never_calibrate(data, baseline, tmp_path):
-    told, images = [], data.parent / "images"
-    found = Options(calib=images / "train").choose(CHECKPOINT, baseline, told.append)
-    assert len(found.images) == COUNT
+    told, gate = [], accuracy.MapGate(baseline, DROP)
+
+    def chosen(folder, gate):
+        found = Options(calib=folder).choose(CHECKPOINT, gate, told.append)
+        return len(found.images)
+
+    assert chosen(data.parent / "images" / "train", gate) == COUNT
     for path in baseline.images:
         shutil.copy(path, tmp_path)
     with pytest.raises(DataError, match="all images are images of the evaluation"):
-        Options(calib=tmp_path).choose(CHECKPOINT, baseline, told.append)
-    assert Options(calib=tmp_path).choose(CHECKPOINT, None, told.append).images
-    assert len(baseline.images) == 8 and not Baseline(CHECKPOINT, data, "train").images
+        chosen(tmp_path, gate)
+    assert chosen(tmp_path, None) == len(baseline.images) == 8
+    assert chosen(None, replace(gate, baseline=Baseline(CHECKPOINT, data, "train"))) == COUNT
+    assert told[-1].startswith("warning: images that are evaluated may calibrate")
 
 
 def test_the_default_limit():
@@ -492,6 +497,14 @@ def test_layers_in_float_that_the_manifest_does_not_name(made, tmp_path):
     path = tampering.rewrite(made.path, tmp_path / "m.onnx", quantization=described)
     with pytest.raises(ParityError, match=r"wrong about /row77/lead/2/Conv"):
         verify(path, CHECKPOINT)
+
+
+def test_an_int8_artifact_that_does_not_say_how_it_was_quantised(made, tmp_path):
+    path = tampering.rewrite(made.path, tmp_path / "m.onnx", quantization=None)
+    with pytest.raises(ParityError, match="does not say how it was quantised"):
+        verify(path, CHECKPOINT)
+    with pytest.raises(ConfigError, match=r"takes int8 graphs of profile .* has profile None"):
+        build(path, tmp_path / "m.xml", target="openvino", unverified="x")
 
 
 def test_a_machine_that_computes_something_else_is_found(made, monkeypatch):

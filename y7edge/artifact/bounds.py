@@ -6,7 +6,7 @@ reaches about half of ``MAX_LIVE`` and at most a fifth of the other limits.
 """
 
 MAX_CLASSES = 65_536
-MAX_NAME = 256  # characters of a class or model name
+MAX_NAME = 256  # characters of the name of a class, model or layer
 MAX_HEADER = 16 << 20  # bytes of a checkpoint's header, before its tensors
 MAX_DEPTH = 32  # levels of nesting
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -223,6 +223,7 @@ class Quantization:
         _check(bool(_HEX.fullmatch(self.calibration)), "calibration is not a SHA-256")
         count, most = len(self.images), bounds.MAX_CALIBRATION
         _check(0 < count <= most, f"there are {count} calibration images, expected 1 to {most}")
+        _check_lengths("name", (self.profile, self.ranges, *self.kept, *self.corrections))
         _check(0 <= self.share <= 1, f"share is {self.share}, expected 0 to 1")
 
 
@@ -304,20 +305,13 @@ class Manifest:
             f"nc is {self.nc} and there are {len(self.names)} class names, expected one name per "
             f"class, for at most {bounds.MAX_CLASSES} classes",
         )
-        _check(
-            all(len(name) <= bounds.MAX_NAME for name in self.names),
-            f"a class name has more than {bounds.MAX_NAME} characters",
-        )
+        _check_lengths("class name", self.names)
         _check_texts([self.model, self.target, self.licence, *self.names])
         count, most = len(self.probes), bounds.MAX_PROBES
         _check(count <= most, f"there are {count} probes, expected at most {most}")
         for probe in self.probes:
             fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
-            _check(
-                fits,
-                f"a probe has {probe.batch} images of {self.input.pixels} pixels, expected at most "
-                f"{bounds.MAX_BATCH_PIXELS} pixels in all",
-            )
+            _check(fits, f"a probe has {probe.batch} images, too many of this size")
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
         self._check_outputs()
@@ -459,6 +453,11 @@ def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
 def _check(condition: bool, problem: str) -> None:
     if not condition:
         raise ArtifactError(problem)
+
+
+def _check_lengths(what: str, names: Iterable[str]) -> None:
+    fits = all(len(name) <= bounds.MAX_NAME for name in names)
+    _check(fits, f"a {what} has more than {bounds.MAX_NAME} characters")
 
 
 def _check_texts(value: Any) -> None:

@@ -198,7 +198,7 @@ def _entries(values: dict[str, Any] | None) -> str | None:
 def _quantization(values: dict[str, Any] | None) -> str | None:
     if not values:
         return None
-    kept = ", ".join(values["kept"]) or "no convolution"
+    kept = _joined(values["kept"]) or "no convolution"
     return (
         f"profile {values['profile']}, {values['share']:.1%} of the multiplications, ranges by "
         f"{values['ranges']} of {len(values['images'])} images; in float: {kept}"
