@@ -210,7 +210,7 @@ def test_another_checkpoint_is_not_resumed(source, data, tmp_path):
     other = weights.load(source)
     changed = {k: v * 0.5 if k.endswith("bias") else v for k, v in other.arrays.items()}
     weights.save(replace(other, arrays=changed), mine)
-    with pytest.raises(ConfigError, match="checkpoint is '[0-9a-f]+', was '[0-9a-f]+'"):
+    with pytest.raises(ConfigError, match=r"checkpoint is '[0-9a-f]+', was '[0-9a-f]+'"):
         qat.resume(out)
 
 
