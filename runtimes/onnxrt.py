@@ -140,8 +140,8 @@ def opened(
     Args:
         path: the file.
         threads: number of threads; None: the physical cores that this process may use.
-        small: free the memory of each tensor after its last use, instead of keeping it for the next
-            run; for graphs with many outputs.
+        small: run the nodes in the order of the file, and free the memory of each tensor after its
+            last use, instead of keeping it for the next run; for graphs with many outputs.
 
     Raises:
         DeviceError: ONNX Runtime cannot open the file; also raised by the function.
@@ -293,6 +293,9 @@ def _start(
     settings.intra_op_num_threads = options.thread_count
     if small:
         settings.enable_mem_pattern = settings.enable_cpu_mem_arena = False
+        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # else all outputs are last
+        # The next level changes the layout of tensors, and then computes their other readers last.
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.inter_op_num_threads = 1
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)

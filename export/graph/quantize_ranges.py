@@ -163,21 +163,28 @@ def _summarized(
 
     flat, start = constant("calibration/flat", -1), constant("calibration/start", 0)
     end = constant("calibration/end", np.iinfo(np.int64).max)
+    added: dict[str, list[onnx.NodeProto]] = {}
     for name in tensors:
         step = max(1, sizes[name] // _SAMPLED) | 1  # odd, so that it does not follow rows
         line = f"{name}/calibration/flat"
         steps = constant(f"{name}/calibration/step", step)
         sample, low, high, means = parts = [f"{name}/{part}" for part in _PARTS]
-        summarized.graph.node.extend(
-            (
-                helper.make_node("Reshape", [name, flat], [line]),
-                helper.make_node("Slice", [line, start, end, start, steps], [sample]),
-                helper.make_node("ReduceMin", [name], [low], keepdims=0),
-                helper.make_node("ReduceMax", [name], [high], keepdims=0),
-                helper.make_node("GlobalAveragePool", [name], [means]),
-            )
-        )
+        added[name] = [
+            helper.make_node("Reshape", [name, flat], [line]),
+            helper.make_node("Slice", [line, start, end, start, steps], [sample]),
+            helper.make_node("ReduceMin", [name], [low], keepdims=0),
+            helper.make_node("ReduceMax", [name], [high], keepdims=0),
+            helper.make_node("GlobalAveragePool", [name], [means]),
+        ]
         names += parts
+    # Directly behind the node that writes the tensor: then the engine can free the tensor early.
+    del summarized.graph.node[:]
+    for value in model.graph.input:
+        summarized.graph.node.extend(added.get(value.name, ()))
+    for node in model.graph.node:
+        summarized.graph.node.append(node)
+        for name in node.output:
+            summarized.graph.node.extend(added.get(name, ()))
     return summarized, names
 
 

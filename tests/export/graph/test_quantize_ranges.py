@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -79,6 +82,32 @@ def test_statistics_are_those_of_the_tensors(graph, images, tmp_path, monkeypatc
         expected.add(taken, float(values.min()), float(values.max()))
         assert np.array_equal(found.histograms[name].counts, expected.counts)
     assert max(found.histograms[name].counts.sum() for name in names) <= 3 * 1000
+
+
+MEMORY = """
+import resource
+import numpy as np
+from onnx import helper, numpy_helper
+from y7edge.export.graph.quantize_ranges import collect
+
+weight = numpy_helper.from_array(np.eye(16, dtype=np.float32)[:, :, None, None], "w")
+nodes = [helper.make_node("Conv", [f"t{i}", "w"], [f"t{i + 1}"]) for i in range(40)]
+ends = [helper.make_tensor_value_info(n, 1, (1, 16, 512, 512)) for n in ("t0", "t40")]
+graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], [weight])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+image = np.ones((1, 16, 512, 512), np.float32)
+collect(model, ["t0"], [{"t0": image}])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+collect(model, [f"t{i}" for i in range(41)], [{"t0": image}])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_tensors_are_not_kept():
+    """40 tensors of 16 MB, one after the other."""
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) < 200  # MB; 640 if all are kept
 
 
 def test_batches_are_counted_as_images(narrow_tiny, images):
