@@ -93,6 +93,8 @@ class Trained:
         ):
             if given not in known:
                 raise CheckpointError(f"{what} {given[:80]!r}, expected one of {', '.join(known)}")
+        if self.drop is not None and not -1 <= self.drop <= 1:
+            raise CheckpointError(f"drop is {self.drop:g}, expected -1 to 1")
         if not 0 < len(self.ranges) <= _MOST:
             raise CheckpointError(f"{len(self.ranges)} ranges, expected 1 to {_MOST}")
         for name, (low, high) in self.ranges.items():

@@ -75,6 +75,8 @@ _IR_VERSIONS = {17: 8, 21: 10}
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
 _ZERO, _SCALE = "zero_point", "scale"
+_LEAST = 1e-30  # a smaller scale, or product of scales, may be 0 in an engine
+_EMPTY = 2.0**-30  # scale of a tensor of zeros: small, so that a Concat with it keeps its range
 
 
 def profile_of(name: str) -> Profile:
@@ -165,8 +167,7 @@ def scale_of(profile: Profile, low: float, high: float) -> tuple[np.float32, int
     else:
         scale = (high - low) / (most - least)
         zero = round(least - low / scale) if scale else 0
-    # A constant tensor of zeros still needs a scale.
-    return np.float32(scale) if scale > 1e-30 else np.float32(1), zero
+    return np.float32(scale if scale > _LEAST else _EMPTY), zero
 
 
 def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Function | None:
@@ -330,9 +331,9 @@ class _Writer:
         scale = weight_scales(weight)
         if self._profile.int32_bias:
             step = self._scales[self._placement.group[node.input[0]]]
-            # The bias has the scale of the products; it must fit into int32.
-            least = np.abs(bias).astype(np.float64) / (0.9 * _INT32_MAX * step)
-            scale = np.maximum(scale, least).astype(np.float32)
+            # The bias has the scale of the products: it must fit into int32, and not be 0.
+            least = np.maximum(np.abs(bias.astype(np.float64)) / (0.9 * _INT32_MAX), _LEAST)
+            scale = np.maximum(scale, least / float(step)).astype(np.float32)
             scales = scale * step
             rounded = np.rint(bias.astype(np.float64) / scales).astype(np.int32)
             copy.input[2] = self._dequantized(node.input[2], rounded, scales, axis=0)
@@ -340,12 +341,12 @@ class _Writer:
 
 
 def weight_scales(weight: Floats) -> Floats:
-    """Return the scale of each output channel of a weight (O, I, H, W)."""
+    """Return the scale of each output channel of a weight (O, I, H, W); 1 if it is all zeros."""
     largest = np.abs(weight).max(axis=(1, 2, 3))
     if not np.isfinite(largest).all():
         raise ExportError("a weight is not finite: export another checkpoint")
-    scales: Floats = np.where(largest > 0, largest / _WEIGHT_MAX, 1).astype(np.float32)
-    return scales
+    scales = np.where(largest > _WEIGHT_MAX * _LEAST, largest / _WEIGHT_MAX, 1)
+    return np.asarray(scales, np.float32)
 
 
 def rounded_weights(weight: Floats, scale: Floats) -> NDArray[np.int8]:

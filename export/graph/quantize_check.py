@@ -77,17 +77,28 @@ def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
             is in float counts as one that is to stay in float.
         profile: the profile.
     """
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return [f"the graph is not valid ONNX: {str(error).splitlines()[0]}"]
     if any(tensor.external_data for tensor in model.graph.initializer):
         return ["the graph has weights in other files; expected all in one file"]
-    parsed = parse(model)
+    if model.functions or any(node.domain not in ("", "ai.onnx") for node in model.graph.node):
+        return ["the graph has operators that are not those of ONNX"]
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        parsed = parse(model)
+    # ValueError, TypeError: the values of a constant do not have its shape or dtype.
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        TypeError,
+    ) as error:
+        return [f"the graph is not valid ONNX: {(str(error).splitlines() or [''])[0]}"]
     if parsed.problems:
         return parsed.problems
     wiring = Wiring(parsed.model)
     convolutions = wiring.convolutions
+    for node in convolutions:
+        if node.input[0] in wiring.constants:
+            return [f"{node.name} reads a constant, expected a tensor"]
     kept = [c.name for c in convolutions if c.input[_WEIGHT] not in parsed.constants]
     if len(kept) == len(convolutions):
         return ["no convolution has quantised weights"]

@@ -234,7 +234,8 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
     edges = histogram.centres
     low = float(edges[int(np.searchsorted(share, beyond))])
     high = float(edges[min(int(np.searchsorted(share, 1 - beyond)), BINS - 1)])
-    return max(min(low, 0.0), histogram.low), min(max(high, 0.0), histogram.high)
+    low, high = max(low, histogram.low), min(high, histogram.high)  # of the bins' centres
+    return min(low, 0.0), max(high, 0.0)
 
 
 def _least_error(

@@ -31,6 +31,7 @@ OPERATORS = (
 
 _WEIGHT_MAX = 127
 _BIAS_MAX = 0.9 * (2**31 - 1)
+_LEAST = 1e-30  # as in the export
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,12 @@ class QuantizedGraph(nn.Module):
         if node.rounding is None:
             return weight, bias
         largest = weight.detach().abs().amax((1, 2, 3))
-        scale = torch.where(largest > 0, largest / _WEIGHT_MAX, torch.ones_like(largest))
+        empty = largest <= _WEIGHT_MAX * _LEAST
+        scale = torch.where(empty, torch.ones_like(largest), largest / _WEIGHT_MAX)
         if node.int32_bias:
             step = self._scale(node.rounding.group)[0].detach()
-            scale = torch.maximum(scale, bias.detach().abs() / (_BIAS_MAX * step))
+            least = (bias.detach().abs() / _BIAS_MAX).clamp(min=_LEAST)
+            scale = torch.maximum(scale, least / step)
             steps = scale * step
             bias = bias + (torch.round(bias / steps) * steps - bias).detach()
         zeros = torch.zeros_like(scale, dtype=torch.int32)

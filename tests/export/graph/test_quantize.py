@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from tests.export.graph.test_build import build, random_images
 from y7edge.errors import ConfigError, ExportError
@@ -27,6 +27,7 @@ from y7edge.export.graph.quantize import (
     union,
     weight_scales,
 )
+from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.quantization import Quantizer
 from y7edge.machine import processor_features, usable_cores
@@ -139,6 +140,67 @@ def test_dynamic_batch_and_bytes(profile):
     assert deviation(found, run(made.model, images)) < 2 * BOUNDS[profile]  # of other images
 
 
+def test_a_small_graph_is_computed_as_in_integers():
+    """Two convolutions and a LeakyReLU in numpy, with integers, by the formulas of ONNX."""
+    random = np.random.default_rng(5)
+    w1, w2 = random.normal(size=(4, 3, 3, 3)), random.normal(size=(5, 4, 1, 1))
+    values = {"w1": w1, "b1": random.normal(size=4), "w2": w2, "b2": random.normal(size=5)}
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    nodes = [
+        helper.make_node("Conv", ["images", "w1", "b1"], ["c"], name="c", pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["c"], ["a"], name="a", alpha=0.1),
+        helper.make_node("Conv", ["a", "w2", "b2"], ["y"], name="y"),
+    ]
+    shapes = {"images": (1, 3, 6, 6), "y": (1, 5, 6, 6)}
+    tensors = [helper.make_tensor_value_info(n, 1, shape) for n, shape in shapes.items()]
+    constants = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "small", tensors[:1], tensors[1:], constants)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    image = random_images(1, (6, 6))
+    made = Quantizer(model, [image], "u8s8", method="minmax")
+    made.means = {}  # without correction of the biases
+
+    def conv(x, weight, bias):
+        side = weight.shape[2] // 2
+        padded = np.pad(x[0], ((0, 0), (side, side), (side, side)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], (1, 2))
+        return np.einsum("ihwkl,oikl->ohw", windows, weight)[None] + bias[:, None, None]
+
+    def leaky(x):
+        return np.where(x < 0, 0.1 * x, x)
+
+    def numbers(x):
+        low, high = min(x.min(), 0), max(x.max(), 0)
+        return (high - low) / 255, round(-255 * low / (high - low))
+
+    def rounded(x, scale, zero):
+        return np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64)
+
+    def integer_conv(x, scale, zero, key):
+        weight, bias = values[f"w{key}"].astype(np.float64), values[f"b{key}"].astype(np.float64)
+        steps = np.abs(weight).max((1, 2, 3)) / 127
+        weight = np.rint(weight / steps[:, None, None, None]).astype(np.int64)
+        sums = conv(x - zero, weight, np.rint(bias / (steps * scale)).astype(np.int64))
+        return sums * (steps * scale)[:, None, None]
+
+    real_c = conv(image, values["w1"], values["b1"])
+    real_y = conv(leaky(real_c), values["w2"], values["b2"])
+    at_c, at_a, at_y = numbers(real_c), numbers(leaky(real_c)), numbers(real_y)
+    c = rounded(integer_conv(rounded(image, 1 / 255, 0), 1 / 255, 0, 1), *at_c)
+    activated = leaky((c - at_c[1]) * at_c[0])
+    (head_in_float,) = run(made.quantized(), image)
+    floats = conv(activated, values["w2"], values["b2"])
+    np.testing.assert_allclose(head_in_float, floats, atol=1e-4)
+    a = rounded(activated, *at_a)
+    y = integer_conv(a, *at_a, 2)
+    expected = (rounded(y, *at_y) - at_y[1]) * at_y[0]
+    for optimized in (False, True):
+        (found,) = run(made.quantized([]), image, optimized=optimized)
+        np.testing.assert_allclose(found, expected, atol=1.01 * at_y[0])  # at a rounding edge
+        assert (np.abs(found - expected) > 0.01 * at_y[0]).mean() < 0.02
+
+
 def test_bytes_are_quantised_without_an_error():
     """Scale 1/255: the quantised pixel is the byte."""
     made = quantizer("yolov7-tiny", "u8s8", input="float32")
@@ -219,6 +281,31 @@ def test_large_biases_of_small_weights_fit_into_int32():
     assert stored * scale == pytest.approx(5, rel=1e-3)
     assert 0 < stored < 2**31 * 0.95
     assert deviation(run(made.quantized()), run(made.model)) < BOUNDS["u16s8"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("profile", ["u8s8", "s8s8", "u16s8"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_zeros_and_tiny_numbers(whole, profile):
+    """Weight decay makes such channels. A Concat keeps its range beside a tensor of zeros."""
+    model = build("yolov7-tiny", size=SIZE)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    edges = {"weight": (1e-42,) if whole else (0, 1e-44, 1e-44, 1e-36), "bias": (0, 0, 0.1, 1e-36)}
+    for key, numbers in edges.items():
+        tensor = tensors[f"rows.3.conv.{key}"]
+        values = numpy_helper.to_array(tensor).copy()
+        if whole:
+            values[:] = numbers[0]
+        else:
+            for channel, number in enumerate(numbers):
+                values[channel] = number
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    made = Quantizer(model, [IMAGES], profile, method="minmax")
+    graph = made.quantized()
+    assert violations(graph, PROFILES[profile]) == []
+    assert deviation(run(graph), run(model)) < 1.3 * BOUNDS[profile]
+    for name, values in arrays(graph).items():
+        assert not name.endswith("/scale") or (values > 1e-35).all(), name
 
 
 def test_constant_slope_of_max_is_kept():

@@ -286,6 +286,34 @@ def test_graphs_without_constants_and_pairs():
     assert found(model, "u8s8")[0].startswith("the graph is not valid ONNX")
 
 
+def test_graphs_that_no_program_writes():
+    """Each of these passes the first checks of onnx, or makes onnx itself fail."""
+    model = written("u8s8")
+    model.graph.initializer[0].data_type = 99
+    assert found(model, "u8s8")[0].startswith("the graph is not valid ONNX: Invalid tensor data")
+    model = written("u8s8")
+    tensor = next(t for t in model.graph.initializer if t.name == "/row1/scale")
+    tensor.dims[:] = [0, 1 << 40]  # no values, so that the size fits
+    tensor.raw_data = b""
+    assert len(found(model, "u8s8")) >= 1
+    for domain in ("com.microsoft", "unknown"):
+        model = written("u8s8")
+        convolution = node(model, "Conv")
+        convolution.domain = domain
+        del convolution.input[1:]
+        assert found(model, "u8s8") == ["the graph has operators that are not those of ONNX"]
+    model = written("u8s8")
+    body = [helper.make_node("Identity", ["x"], ["y"])]
+    opset = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("", "Conv", ["x"], ["y"], body, opset))
+    assert found(model, "u8s8") == ["the graph has operators that are not those of ONNX"]
+    model = written("s8s8")
+    constant = numpy_helper.from_array(np.ones((1, 3, *SIZE), np.float32), "pixels")
+    model.graph.initializer.append(constant)
+    node(model, "Conv").input[0] = "pixels"
+    assert found(model, "s8s8") == ["/row0/Conv reads a constant, expected a tensor"]
+
+
 def test_weights_in_other_files_are_not_read():
     model = written("u8s8")
     tensor = next(t for t in model.graph.initializer if t.name == "/row1/scale")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from onnx import numpy_helper
 from tests.export.graph.test_build import NAMES, build, narrow
 from y7edge.errors import ExportError
 from y7edge.export.graph.quantize import PROFILES, placement_of, quantize
-from y7edge.export.graph.quantize_placement import Wiring
+from y7edge.export.graph.quantize_placement import Wiring, _Groups
 from y7edge.export.graph.rewrites import REWRITES, choose
 from y7edge.export.graph.simplify import simplify
 
@@ -280,3 +281,12 @@ def test_all_rewrites_at_once(name):
     assert len({graph.before(node.input[0]) for node in graph.nodes("Resize")}) == 2 + (
         "e6" in name
     )
+
+
+def test_groups_of_many_tensors_in_any_order():
+    """Joined from the last to the first; without shortcuts this would take hours."""
+    names = [str(index) for index in range(200_000)]
+    groups = _Groups(names)
+    for pair in reversed(list(pairwise(names))):
+        groups.join(pair)
+    assert set(groups.names().values()) == {"0"}

@@ -165,6 +165,17 @@ def test_every_method_accepts_a_tensor_of_zeros():
     assert {choose(zeros, method, 256, False) for method in METHODS} == {(0.0, 0.0)}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e-45, 1e-7, 5.0, 3e38])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ranges_contain_zero_and_a_constant(value, sign):
+    for method in METHODS:
+        for symmetric in (False, True):
+            low, high = choose(histogram([sign * value] * 9), method, 256, symmetric)
+            assert low <= 0 <= high
+            assert max(-low, high) == pytest.approx(value, rel=1e-3, abs=1e-7)
+
+
 def test_entropy_is_not_a_method():
     with pytest.raises(ConfigError, match="no range method 'entropy'; choose from minmax"):
         choose(histogram([1.0]), "entropy", 256, False)

@@ -131,11 +131,11 @@ def test_gradients_of_the_rounding():
 def test_large_biases_make_the_steps_of_weights_larger():
     how = Rounding("g", 1e-9, 0, 0, 255)
     node = Node("Conv", ("x",), "y", {}, ("w", "b"), how, int32_bias=True)
-    weight = np.array([0, 100], np.float32).reshape(2, 1, 1, 1)  # the second is rounded to 0
-    arrays = {"w": weight, "b": np.array([0, 1e4], np.float32)}
+    weight = np.array([0, 100, 1e-44], np.float32).reshape(3, 1, 1, 1)  # all are rounded to 0
+    arrays = {"w": weight, "b": np.array([0, 1e4, 0], np.float32)}
     graph = QuantizedGraph([node], "x", ["y"], arrays)
     y = graph(torch.ones(1, 1, 1, 1))["y"]
-    assert y.flatten().tolist() == pytest.approx([0, 1e4])
+    assert y.flatten().tolist() == pytest.approx([0, 1e4, 0])
 
 
 def test_rewritten_graphs_are_refused():
