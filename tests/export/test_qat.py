@@ -252,6 +252,16 @@ def test_settings_are_checked_before_the_calibration(source, data, tmp_path):
     assert any("6 training images" in line for line in lines)
 
 
+def test_images_of_the_evaluation_are_not_trained_on(source, data, tmp_path):
+    mine, lines = tmp_path / "data", []
+    shutil.copytree(data, mine)
+    image = next((mine / "images" / "val").iterdir())
+    shutil.copy(image, mine / "images" / "train" / f"copy{image.suffix}")
+    qat._Source(config(source, mine, tmp_path), "cpu", lines.append)
+    assert any("6 training images, 2 validation images" in line for line in lines)
+    assert any("images of the evaluation: 1 are not used" in line for line in lines)
+
+
 def test_trained_checkpoints_are_not_trained_again(trained, data, tmp_path):
     with pytest.raises(ConfigError, match="was already trained with --qat"):
         qat.train(config(trained / "best.safetensors", data, tmp_path / "again"))
