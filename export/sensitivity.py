@@ -90,7 +90,7 @@ def measure(
         One record for each other convolution, in the order of computation.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or all scores of the float graph are 0.
         ExportError: a graph gives boxes or scores that are not finite.
     """
     if not images:
@@ -207,7 +207,7 @@ class Comparison:
         nc: int,
         threads: int | None,
     ) -> None:
-        """Run the float graph on the images."""
+        """Run the float graph on the images; raise DataError if all its scores are 0."""
         wiring = Wiring(model)
         (self._input,) = wiring.inputs
         self._outputs, self._images = wiring.outputs, images
@@ -216,6 +216,10 @@ class Comparison:
         self._expected: list[list[Candidate]] = [
             candidates_of(i, decoded) for i, decoded in enumerate(self._decoded(model))
         ]
+        if not sum(one.score for found in self._expected for one in found) > 0:
+            raise DataError(
+                "all scores of the float graph are 0 on these images: there is nothing to compare"
+            )
 
     def errors(self, model: onnx.ModelProto) -> tuple[float, float]:
         """Return the errors of boxes and scores; see ``LayerDamage``."""
