@@ -104,9 +104,10 @@ class Options:
         profile = self.profile if trained is None else trained.profile
         if profile is not None and profile not in target.PROFILES:
             profile_of(profile)
+            why = "" if trained is None else ", for which the checkpoint was trained"
             raise ConfigError(
-                f"target {target.NAME} does not take profile {profile!r}; choose from "
-                f"{', '.join(target.PROFILES)}"
+                f"target {target.NAME} does not take profile {profile!r}{why}; it takes "
+                f"{' or '.join(target.PROFILES)}"
             )
         if self.ranges is not None:
             require_method(self.ranges)

@@ -175,8 +175,9 @@ def optimize(
             made.append(
                 _make(kind, path, checkpoint, size, baseline, images, calib, max_map_drop, tell)
             )
-        except (ExportError, DeviceError, RuntimeMissing, DataError) as error:
-            if isinstance(error, DataError) and kind.precision != "int8":
+        except (ConfigError, DataError, DeviceError, ExportError, RuntimeMissing) as error:
+            # In int8, calibration images may be missing, or the checkpoint trained for another one.
+            if isinstance(error, ConfigError | DataError) and kind.precision != "int8":
                 raise
             tell(f"not possible here: {error}")
             made.append((replace(kind, problem=str(error)), None))

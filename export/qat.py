@@ -93,6 +93,8 @@ class Trained:
         ):
             if given not in known:
                 raise CheckpointError(f"{what} {given[:80]!r}, expected one of {', '.join(known)}")
+        if self.drop is not None and not -1 <= self.drop <= 1:
+            raise CheckpointError(f"drop is {self.drop:g}, expected -1 to 1")
         if not 0 < len(self.ranges) <= _MOST:
             raise CheckpointError(f"{len(self.ranges)} ranges, expected 1 to {_MOST}")
         for name, (low, high) in self.ranges.items():
@@ -265,6 +267,7 @@ class _Source:
         side = config.imgsz
         self._size = checkpoint.imgsz if side is None else (side, side)
         image = self._input()
+        self._labelled = _labelled(config.data, checkpoint.names, tell)
         wanted = config.iterations * config.batch
         self._images = self._chosen(min(wanted, bounds.MAX_CALIBRATION))
         calibration = self._chosen(config.calib_images)
@@ -286,7 +289,6 @@ class _Source:
             *(profile, method, self._ranges, calibration.digest, calibration.names),
             *(config.quantize_heads, checkpoint.digest),
         )
-        self._labelled = _labelled(config.data, checkpoint.names, tell)
         tell(
             f"{checkpoint.spec.name}, {profile}, {quantizer.share(kept):.1%} of the "
             f"multiplications in int8: {len(self._images.images)} training images, "
@@ -333,8 +335,14 @@ class _Source:
         )
 
     def _chosen(self, count: int) -> Calibration:
-        config = self._config
-        return choose_images(config.data, self._checkpoint.names, count=count, seed=config.seed)
+        config, labelled = self._config, self._labelled
+        evaluated = [sample.path for sample in labelled.split("val")] if labelled else []
+        return choose_images(
+            *(config.data, self._checkpoint.names),
+            count=count,
+            seed=config.seed,
+            without=evaluated,
+        )
 
     def _input(self) -> InputInfo:
         """Return the input of the graph."""

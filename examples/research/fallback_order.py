@@ -1,7 +1,7 @@
 """Compare orders in which layers go back to float: the damage that is left, and the time it costs.
 
     y7edge sensitivity best.safetensors --data data.yaml --out sensitivity
-    python -m examples.research.fallback_order best.safetensors data.yaml sensitivity
+    python examples/research/fallback_order.py best.safetensors data.yaml sensitivity
 
 Prints a table: for each order and number of layers in float besides the heads, the damage of the
 whole graph (as `y7edge sensitivity` defines it), and the milliseconds that int8 no longer saves.
@@ -15,15 +15,10 @@ import json
 import random
 from pathlib import Path
 
-from y7edge.artifact.description import describe
+from int8_table import Model
+
 from y7edge.cli.console import table
-from y7edge.export.calibration import choose_images
-from y7edge.export.folding import fold_checkpoint
-from y7edge.export.graph.build import build_graph
-from y7edge.export.quantization import Quantizer
 from y7edge.export.sensitivity import Comparison, LayerDamage
-from y7edge.models.registry import folded
-from y7edge.nn.source import open_checkpoint
 
 COUNTS = (0, 1, 2, 4, 8, 16, 32)
 
@@ -39,16 +34,10 @@ def main() -> None:
     record = json.loads((options.folder / "sensitivity.json").read_text())
     layers = {one["name"]: LayerDamage(**one) for one in record["layers"]}
     height, width = record["imgsz"]
-    checkpoint = open_checkpoint(options.checkpoint)
-    manifest = describe(
-        checkpoint, folded(checkpoint.spec), (height, width), batch=1, target="onnx", tools={}
-    )
-    graph = build_graph(fold_checkpoint(checkpoint), height=height, width=width)
-    calibration = choose_images(options.data, checkpoint.names)
-    inputs = calibration.inputs(manifest.input)
-    quantizer = Quantizer(graph, inputs, record["profile"], method=record["ranges"])
-    images = list(itertools.islice(calibration.inputs(manifest.input), options.images))
-    comparison = Comparison(graph, images, manifest.levels, manifest.nc, threads=1)
+    model = Model(options.checkpoint, options.data, (height, width))
+    quantizer = model.quantizer(record["profile"], record["ranges"])
+    images, manifest = list(itertools.islice(model.inputs(), options.images)), model.manifest
+    comparison = Comparison(model.graph, images, manifest.levels, manifest.nc, threads=1)
     by_rate = list(record["order"])
     orders = {
         "damage for each ms": by_rate,

@@ -48,7 +48,7 @@ import onnx
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.description import describe
+from y7edge.artifact.description import Size, describe, pair
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep
 from y7edge.data import dataset
@@ -59,7 +59,7 @@ from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import ConfigError, Y7EdgeError
 from y7edge.evaluation.evaluate import evaluate, same_classes
 from y7edge.export import converters, sensitivity
-from y7edge.export.calibration import Calibration, choose_images
+from y7edge.export.calibration import COUNT, Calibration, choose_images
 from y7edge.export.delivery import seal
 from y7edge.export.fallback import LEAST_SHARE, Attempt, fall_back
 from y7edge.export.folding import fold_checkpoint
@@ -114,14 +114,19 @@ class Model:
     """A model with its data: float graph, calibrated graphs, and images to evaluate."""
 
     def __init__(
-        self, source: str, data: str | None, imgsz: int, images: int, evaluated: int | None
+        self,
+        source: str,
+        data: str | None,
+        imgsz: Size | None = None,
+        images: int = COUNT,
+        evaluated: int | None = None,
     ) -> None:
         """Write the float graph, and choose the images.
 
         Args:
             source: a checkpoint, or the name of a variant.
             data: the data set; None: synthetic scenes, which are not evaluated.
-            imgsz: side of the input in pixels.
+            imgsz: side, or (height, width), of the input in pixels; None: the checkpoint's.
             images: number of calibration images.
             evaluated: number of images of "val"; None: all.
         """
@@ -129,10 +134,11 @@ class Model:
         folded = fold_checkpoint(checkpoint)
         self.name, self.names = Path(source).stem, checkpoint.names
         self.key = {"model": self.name, "size": imgsz, "images": images, "evaluated": evaluated}
+        height, width = size = folded.imgsz if imgsz is None else pair(imgsz)
         self.manifest: Manifest = describe(
-            folded, folded.spec, (imgsz, imgsz), batch=1, target="onnx", opset=graph.OPSET, tools={}
+            folded, folded.spec, size, batch=1, target="onnx", opset=graph.OPSET, tools={}
         )
-        written = graph.build_graph(folded, height=imgsz, width=imgsz)
+        written = graph.build_graph(folded, height=height, width=width)
         self.graph, _ = simplify(written)
         self._data, self._images, self._evaluated = data, images, evaluated
         self._quantizers: dict[str, Quantizer] = {}
@@ -153,11 +159,15 @@ class Model:
 
     @cached_property
     def some(self) -> list[NDArray[Any]]:
-        """Some images of "val", or scenes that are not used for the calibration."""
+        """Some images that are not used for the calibration."""
+        return self.others(COMPARED)
+
+    def others(self, count: int) -> list[NDArray[Any]]:
+        """Return images of "val", or scenes, that are not used for the calibration."""
         if self._data is not None:
-            samples = self._samples[0][:COMPARED]
+            samples = self._samples[0][:count]
             return list(self._prepared(read_image(s.path, s.levels) for s in samples))
-        seeds = range(self._images, self._images + COMPARED)
+        seeds = range(self._images, self._images + count)
         return list(self._prepared(scenes.scene(seed, _SCENE).image for seed in seeds))
 
     def _prepared(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[Any]]:

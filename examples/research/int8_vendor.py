@@ -31,6 +31,7 @@ Run = Callable[[Any], list[Any]]
 
 def qnn(path: str, options: Mapping[str, str]) -> tuple[Run, dict[str, str]]:
     """Open a graph in the emulation of the HTP."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
     import onnxruntime_qnn  # type: ignore[import-not-found]
 

@@ -17,7 +17,7 @@ every node is compiled for the HTP. rknn is Rockchip's toolkit with its simulato
 
 Each row is one graph: its profile, and whether the head convolutions are in int8. "own": the tool
 quantises the float graph itself. The outputs are compared with those of the float graph in ONNX
-Runtime on images of the split "train": the cosine without the channels' means, the mean difference
+Runtime on 8 images of the split "val": the cosine without the channels' means, the mean difference
 of the logits, and of the best candidates the mean IoU and the mean difference of the scores. The
 columns "same graph" have these of the same int8 graph in ONNX Runtime. With ``--evaluate N``,
 the mAP@0.5:0.95 is measured on N images of "val".

@@ -37,7 +37,6 @@ class Profile:
         shared: Whether the tensors of a Concat, and of an Add, have one scale.
         int32_bias: Whether biases are quantised to int32; else they stay in float.
         opset: Opset of the graph; 16-bit QDQ nodes need 21.
-        engines: What the profile is for, for help texts.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Profile:
     shared: bool
     int32_bias: bool
     opset: int
-    engines: str
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -65,10 +63,10 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("u8s8", "uint8", False, False, False, True, 17, "CPUs with VNNI or AMX, QNN, RKNN"),
-        Profile("u8s8-fused", "uint8", False, True, False, True, 17, "OpenVINO"),
-        Profile("s8s8", "int8", True, True, True, False, 17, "TensorRT"),
-        Profile("u16s8", "uint16", False, False, False, True, 21, "NPUs with 16-bit activations"),
+        Profile("u8s8", "uint8", False, False, False, True, 17),  # CPUs with VNNI, QNN, RKNN
+        Profile("u8s8-fused", "uint8", False, True, False, True, 17),  # OpenVINO
+        Profile("s8s8", "int8", True, True, True, False, 17),  # TensorRT
+        Profile("u16s8", "uint16", False, False, False, True, 21),  # NPUs with 16-bit activations
     )
 }
 """All profiles, by name."""

@@ -68,16 +68,6 @@ class Histogram:
         index = (sample.reshape(-1).astype(np.float64) / self.reach + 1) * (BINS / 2)
         self.counts += np.bincount(np.minimum(index.astype(np.int64), BINS - 1), minlength=BINS)
 
-    def merged(self, other: Histogram) -> Histogram:
-        """Return the histogram of the values of both."""
-        both = Histogram(min(self.low, other.low), max(self.high, other.high), self.reach)
-        both.counts = self.counts.copy()
-        both._widen(other.reach)
-        copy = Histogram(other.low, other.high, other.reach, other.counts.copy())
-        copy._widen(both.reach)
-        both.counts = both.counts + copy.counts
-        return both
-
     @property
     def centres(self) -> NDArray[np.float64]:
         """Centres of the bins, (BINS,)."""

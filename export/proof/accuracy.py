@@ -234,7 +234,14 @@ def gate_of(
     from y7edge.export.qat import recorded
 
     trained = recorded(checkpoint)
-    return replace(gate, earlier=(trained.drop or 0.0) if trained else 0.0)
+    if trained is None:
+        return gate
+    if trained.drop is None:
+        progress(
+            "warning: the training for int8 had no labelled images: drops are those from the mAP "
+            "of the trained weights, not of the float checkpoint"
+        )
+    return replace(gate, earlier=trained.drop or 0.0)
 
 
 def limit_of(precision: str, limit: float | None, data: object) -> float | None:

@@ -48,8 +48,7 @@ EXTREME = 32
 
 INT8_FACTOR = 2.0
 """Tolerance of an int8 artifact's probes, in units of the deviation after a small change of the
-input. Measured for two models of tiny: twice the deviation is 0.05 and 0.15, ONNX Runtime and
-OpenVINO differ by 0.02 and 0.04, and instructions that saturate by 0.05 to 0.07."""
+input. docs/int8.md has deviations between engines, and those of instructions that saturate."""
 
 INT8_LEAST, INT8_MOST = 1e-3, 0.25
 """Limits of this tolerance."""

@@ -21,7 +21,7 @@ from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
 from y7edge.data.synthetic import scenes
 from y7edge.detect.selftest import RECIPE_8BIT, selftest
-from y7edge.errors import ConfigError, DataError, ExportError, ParityError
+from y7edge.errors import CheckpointError, ConfigError, DataError, ExportError, ParityError
 from y7edge.export import fallback, qat
 from y7edge.export.calibration import choose_images
 from y7edge.export.conversion import build
@@ -308,6 +308,16 @@ def test_ranges_and_drop_of_a_trained_checkpoint_are_used(baseline, made, tmp_pa
     assert scales[0].keys() == scales[1].keys() and len(scales[0]) > 100
     for name in names & written:
         np.testing.assert_allclose(*(s[f"{name}/scale"] for s in scales), rtol=0.01)
+    told = []
+
+    def gate(drop):
+        changed = replace(checkpoint, meta={**meta, qat.KEY: {**meta[qat.KEY], "drop": drop}})
+        return accuracy.gate_of(changed, "int8", data, None, told.append)
+
+    assert gate(0.002).earlier == 0.002 and not told
+    assert gate(None).earlier == 0 and "for int8 had no labelled images" in told[0]
+    with pytest.raises(CheckpointError, match="drop is -2, expected -1 to 1"):
+        gate(-2)
     unlabelled = export(checkpoint, out, unverified="x", **{**OPTIONS, "calib_images": None})
     assert unlabelled.manifest.payload_digest == found.manifest.payload_digest
     for options in ({"profile": "s8s8"}, {"ranges": "mse"}):

@@ -100,6 +100,25 @@ def test_a_target_that_is_not_possible_here_is_reported(tmp_path, monkeypatch, c
     assert not list((tmp_path / "o").glob("*fp16*"))
 
 
+def test_a_checkpoint_trained_for_another_profile_has_no_int8_artifact(data, tmp_path, monkeypatch):
+    """An option that does not suit is an error, but not if it is only the checkpoint's profile."""
+    whole = module.export
+
+    def refusing(*args, precision, **options):
+        if precision == refused:
+            raise ConfigError("target onnx does not take profile 'x'")
+        return whole(*args, precision=precision, **options)
+
+    monkeypatch.setattr(module, "export", refusing)
+    monkeypatch.setattr(module.targets.get("onnx"), "PRECISIONS", {"fp32": "fp32", "int8": "int8"})
+    checkpoint, refused = weights.load(TRAINED), "int8"
+    found = optimize(checkpoint, data, tmp_path, only=["onnx"], runs=1, max_map_drop=0.1)
+    assert [bool(one.problem) for one in found.candidates] == [False, True]
+    refused = "fp32"
+    with pytest.raises(ConfigError, match="does not take"):
+        optimize(checkpoint, data, tmp_path, only=["onnx"], runs=1)
+
+
 def test_without_a_winner_the_exit_code_is_4(choice):
     made = (_candidate("a", 1, 0.5), _candidate("b", 2, 0.55), Candidate("none", "fp32"))
     lost = Choice(0.6, 0.01, made, choice.plot)

@@ -137,6 +137,7 @@ def test_the_training_has_the_scales_of_the_export(profile, source, data, tmp_pa
 
 
 def test_without_a_change_the_graph_is_the_same(source, data, tmp_path):
+    data = data / "images" / "train"  # without labels, there are no evaluations
     qat.train(config(source, data, tmp_path / "run", lr=1e-30, ranges_lr=1e-30))
     before = initializers(ptq(source, data, "u8s8").quantized())
     after = initializers(retrained(tmp_path / "run" / "last.safetensors").quantized())
@@ -210,7 +211,7 @@ def test_another_checkpoint_is_not_resumed(source, data, tmp_path):
     other = weights.load(source)
     changed = {k: v * 0.5 if k.endswith("bias") else v for k, v in other.arrays.items()}
     weights.save(replace(other, arrays=changed), mine)
-    with pytest.raises(ConfigError, match="checkpoint is '[0-9a-f]+', was '[0-9a-f]+'"):
+    with pytest.raises(ConfigError, match=r"checkpoint is '[0-9a-f]+', was '[0-9a-f]+'"):
         qat.resume(out)
 
 
@@ -250,6 +251,16 @@ def test_settings_are_checked_before_the_calibration(source, data, tmp_path):
     # More images than a calibration takes.
     qat._Source(config(source, data, tmp_path, iterations=400, batch=64), "cpu", lines.append)
     assert any("6 training images" in line for line in lines)
+
+
+def test_images_of_the_evaluation_are_not_trained_on(source, data, tmp_path):
+    mine, lines = tmp_path / "data", []
+    shutil.copytree(data, mine)
+    image = next((mine / "images" / "val").iterdir())
+    shutil.copy(image, mine / "images" / "train" / f"copy{image.suffix}")
+    qat._Source(config(source, mine, tmp_path), "cpu", lines.append)
+    assert any("6 training images, 2 validation images" in line for line in lines)
+    assert any("images of the evaluation: 1 are not used" in line for line in lines)
 
 
 def test_trained_checkpoints_are_not_trained_again(trained, data, tmp_path):

@@ -64,15 +64,6 @@ def test_a_histogram_that_grows_keeps_its_counts_and_exact_ends():
     assert np.abs(filled - [-3.0, -0.125, 0.25, 5.5, 100.0]).max() <= width
 
 
-def test_merged_histograms_count_the_values_of_both():
-    one, two = np.float32([0.5, -2.0, 1.5]), np.float32([40.0, 0.1])
-    for first, second in ((one, two), (two, one)):
-        merged = histogram(first).merged(histogram(second))
-        whole = histogram(np.concatenate((first, second)))
-        assert (merged.low, merged.high, merged.reach) == (-2.0, 40.0, 64.0)
-        assert np.array_equal(merged.counts, whole.counts)
-
-
 def test_statistics_are_those_of_the_tensors(graph, images, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize_ranges, "_SAMPLED", 500)  # so that tensors are sampled
     names = ["images", "/row0", graph.graph.node[0].output[0], graph.graph.node[-1].output[0]]
