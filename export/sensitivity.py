@@ -28,9 +28,6 @@ from y7edge.runtimes import onnxrt
 TIMED = "u8s8"
 """The profile whose time is measured: ONNX Runtime computes only this one in integers."""
 
-IMAGES = 32
-"""Default number of images on which the candidates are compared."""
-
 _RUNS = 15  # of each graph, for the times
 _SECONDS = 10.0  # between lines of progress
 _LEAST_SAVED = 0.05  # of the mean time that a layer saves: smaller differences are noise
