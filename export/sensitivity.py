@@ -28,9 +28,6 @@ from y7edge.runtimes import onnxrt
 TIMED = "u8s8"
 """The profile whose time is measured: ONNX Runtime computes only this one in integers."""
 
-IMAGES = 32
-"""Default number of images on which the candidates are compared."""
-
 _RUNS = 15  # of each graph, for the times
 _SECONDS = 10.0  # between lines of progress
 _LEAST_SAVED = 0.05  # of the mean time that a layer saves: smaller differences are noise
@@ -90,7 +87,7 @@ def measure(
         One record for each other convolution, in the order of computation.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or all scores of the float graph are 0.
         ExportError: a graph gives boxes or scores that are not finite.
     """
     if not images:
@@ -207,7 +204,7 @@ class Comparison:
         nc: int,
         threads: int | None,
     ) -> None:
-        """Run the float graph on the images."""
+        """Run the float graph on the images; raise DataError if all its scores are 0."""
         wiring = Wiring(model)
         (self._input,) = wiring.inputs
         self._outputs, self._images = wiring.outputs, images
@@ -216,6 +213,10 @@ class Comparison:
         self._expected: list[list[Candidate]] = [
             candidates_of(i, decoded) for i, decoded in enumerate(self._decoded(model))
         ]
+        if not sum(one.score for found in self._expected for one in found) > 0:
+            raise DataError(
+                "all scores of the float graph are 0 on these images: there is nothing to compare"
+            )
 
     def errors(self, model: onnx.ModelProto) -> tuple[float, float]:
         """Return the errors of boxes and scores; see ``LayerDamage``."""
