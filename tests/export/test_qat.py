@@ -29,7 +29,7 @@ from y7edge.train.run.progress import Progress
 from y7edge.train.settings.qat import QatConfig
 
 SIDE = 64
-RUN = {"profile": "s8s8", "iterations": 20, "ranges_lr": 2e-3}
+RUN = {"profile": "s8s8", "ranges": "minmax", "iterations": 20, "ranges_lr": 2e-3}
 
 
 @pytest.fixture(scope="module", autouse=True)
