@@ -78,7 +78,11 @@ def run_openvino(model, images=IMAGES):
 
 def compiled(model):
     core = ov.open_core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": 1,
+        "ENABLE_CPU_PINNING": False,  # a pinned thread would remain so in the following tests
+    }
     return core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
 
 
