@@ -34,8 +34,9 @@ from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.graph.rewrites import lacking
 from y7edge.export.proof import parity
-from y7edge.export.proof.accuracy import Baseline, MapGate, gated
-from y7edge.export.proof.probes import adapted_probes
+from y7edge.export.proof.accuracy import Baseline, MapGate, gated, limit_of
+from y7edge.export.proof.probes import adapted_probes, own_probes
+from y7edge.export.proof.verify import require_rules
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
     BuildRequest,
@@ -46,7 +47,7 @@ from y7edge.export.targets.base import (
 )
 from y7edge.files import temporary_folder, writing
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import SessionOptions, require
+from y7edge.runtimes.base import SessionOptions, missing, require
 
 _SOURCE = "onnx"
 
@@ -62,6 +63,7 @@ def build(
     options: Mapping[str, str] | None = None,
     data: Path | str | Baseline | None = None,
     max_map_drop: float | None = None,
+    unverified: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Convert a proved ONNX artifact to another target, and prove the result with the probes.
@@ -74,8 +76,11 @@ def build(
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
         data: a data set. After the proof, the ONNX artifact and the new one are evaluated on its
-            split "val". Or a ``Baseline`` of the ONNX artifact.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
+            split "val". Or a ``Baseline`` of the ONNX artifact. Required in int8: what the ONNX
+            artifact lost before is added to the drop of its mAP.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
+            measure it in other precisions.
+        unverified: why an int8 artifact is not evaluated; only without ``data``.
         progress: called with one line for each step.
 
     Raises:
@@ -91,14 +96,15 @@ def build(
     tell = progress or (lambda _: None)
     proved = load_undamaged(source)
     precision = precision or proved.manifest.precision
-    _check(proved, chosen, precision, options or {})
+    _check(proved, chosen, precision, options or {}, unverified is not None)
+    earlier = _earlier(proved, precision, data is not None, unverified)
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require(chosen.NEEDS, f"target {target}", getattr(chosen, "misplaced", None))
-    gate = MapGate.create(proved, data, max_map_drop, tell)
-    runtime = cast(str, chosen.RUNTIME)
-    limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
+    _require_rules(proved, tell)
+    gate = MapGate.create(proved, data, limit_of(precision, max_map_drop, data), tell)
+    gate = gate and replace(gate, earlier=earlier)
     draft = replace(
         proved.manifest,
         target=target,
@@ -120,24 +126,57 @@ def build(
             options=options or {},
             progress=tell,
         )
-        built = seal(chosen.build(request), chosen)
-        probes = adapted_probes(proved.manifest, built.manifest, limits.probe)
-        built = replace(built, manifest=replace(built.manifest, probes=probes))
-        tell("repeat the probes")
-        report = _repeat(built, runtime, device, limits, proved.path.name)
-        subject = f"nothing was written to {destination}: the artifact"
-        parity.require_passed(report, subject)
-        report = gated(report, gate, built, runtime, device, subject, tell)
-        manifest = replace(built.manifest, parity=report.to_dict())
-        made = deliver(replace(built, manifest=manifest), chosen, destination)
-    tell(f"proved; written to {destination}")
+        made, report = _proved(request, chosen, proved, destination, gate)
+        if unverified is not None:
+            report = replace(report, status="unverified", reason=unverified)
+        manifest = replace(made.manifest, parity=report.to_dict())
+        made = deliver(replace(made, manifest=manifest), chosen, destination)
+    tell(f"{'proved' if unverified is None else 'not proved'}; written to {destination}")
     return made
 
 
-def _check(proved: Artifact, target: Target, precision: str, options: Mapping[str, str]) -> None:
-    """Raise ConfigError if this artifact cannot be converted to this target."""
+def _proved(
+    request: BuildRequest,
+    target: Target,
+    source: Artifact,
+    destination: Path,
+    gate: MapGate | None,
+) -> tuple[Artifact, ParityReport]:
+    """Build the artifact in a temporary folder, repeat the probes of ``source``, and evaluate it.
+
+    Raises:
+        ParityError: an output deviates by more than the tolerance, or the mAP drops too much.
+    """
+    built = seal(target.build(request), target)
+    runtime, precision = cast(str, target.RUNTIME), built.manifest.precision
+    limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
+    probes = adapted_probes(source.manifest, built.manifest, limits.probe)
+    built = replace(built, manifest=replace(built.manifest, probes=probes))
+    request.progress("repeat the probes")
+    report = _repeat(built, runtime, request.device, limits, source.path.name)
+    subject = f"nothing was written to {destination}: the artifact"
+    parity.require_passed(report, subject)
+    report = gated(report, gate, built, runtime, request.device, subject, request.progress)
+    if precision == "int8":  # those of this engine have smaller deviations on other machines
+        own = own_probes(built, runtime, request.device)
+        built = replace(built, manifest=replace(built.manifest, probes=own))
+    return built, report
+
+
+def _check(
+    proved: Artifact,
+    target: Target,
+    precision: str,
+    options: Mapping[str, str],
+    unverified: bool,
+) -> None:
+    """Raise ConfigError if this artifact cannot be converted to this target.
+
+    ``unverified``: whether an int8 artifact that was not evaluated is accepted.
+    """
     manifest = proved.manifest
-    if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
+    proofs = ("passed", "unverified") if unverified and precision == "int8" else ("passed",)
+    if manifest.target != _SOURCE or manifest.parity.get("status") not in proofs:
         raise ConfigError(
             f"{proved.path} has target {manifest.target} and a proof with status "
             f"{manifest.parity.get('status')!r}, expected target {_SOURCE} and status 'passed': "
@@ -166,6 +205,50 @@ def _check(proved: Artifact, target: Target, precision: str, options: Mapping[st
             f"{proved.path} has precision {manifest.precision}: export one with --precision "
             f"{needed}, or choose another precision with --precision"
         )
+    profile = manifest.quantization and manifest.quantization.profile
+    if precision == "int8" and profile not in target.PROFILES:
+        known = " or ".join(target.PROFILES) or "none"
+        raise ConfigError(
+            f"target {target.NAME} takes int8 graphs of profile {known}, and {proved.path} has "
+            f"profile {profile}: export one with --profile"
+        )
+
+
+def _earlier(proved: Artifact, precision: str, evaluated: bool, unverified: str | None) -> float:
+    """Return the drop of the mAP that an int8 artifact had at its export; 0 in other precisions.
+
+    Raises:
+        ConfigError: an int8 artifact is to be built without data set and without ``unverified``,
+            or the drop of the ONNX artifact is not known; or ``unverified`` does not apply.
+    """
+    if unverified is not None and (precision != "int8" or evaluated):
+        raise ConfigError(
+            "unverified is for int8 artifacts that are not evaluated: omit --unverified"
+        )
+    if precision != "int8" or unverified is not None:
+        return 0.0
+    if not evaluated:
+        raise ConfigError(
+            "an int8 artifact is accepted by its mAP: give a labelled data set (--data DATA), or "
+            "pass --unverified REASON to build one whose accuracy is not known"
+        )
+    found = ParityReport.from_dict(proved.manifest.parity).accuracy
+    if found is None:
+        raise ConfigError(
+            f"{proved.path} does not say how far its mAP is below the float model's: export it "
+            "again with --data"
+        )
+    return found.drop
+
+
+def _require_rules(proved: Artifact, tell: Callable[[str], None]) -> None:
+    """Check the rules of a QDQ graph if onnx is installed, which robots need not have."""
+    if proved.manifest.quantization is None:
+        return
+    if missing({"onnx": ""}):
+        tell("the rules of the quantised graph are not checked, because onnx is not installed")
+        return
+    require_rules(proved)
 
 
 def _repeat(
@@ -181,12 +264,13 @@ def _repeat(
     finally:
         session.close()
     # A deviation of None means NaN or infinity, so it is treated as the largest.
+    of = "its own outputs" if built.manifest.precision == "int8" else "the reference"
     worst = {
         name: max((p.outputs[name] for p in probes), key=lambda v: math.inf if v is None else v)
         for name in probes[0].outputs
     }
     measured = Measured(
-        reference=f"samples of the reference in {source}",
+        reference=f"samples of {of} in {source}",
         pictures=ImageSource(len(probes), "probes"),
         batches=tuple(dict.fromkeys(probe.batch for probe in probes)),
         outputs={name: TensorDifference(value, None) for name, value in worst.items()},

@@ -18,14 +18,20 @@ from y7edge.artifact.description import Size, pair
 from y7edge.artifact.reports import ParityReport
 from y7edge.benchmark.measure import Report, compare, open_measured
 from y7edge.detect.detector import Detector
-from y7edge.errors import ConfigError, DeviceError, ExportError, GateError, RuntimeMissing
+from y7edge.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    ExportError,
+    GateError,
+    RuntimeMissing,
+)
 from y7edge.evaluation import plots
 from y7edge.export.delivery import require_destination
 from y7edge.export.pipeline import export
 from y7edge.export.proof.accuracy import Baseline
 from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import exportable
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes.base import SessionOptions
@@ -119,6 +125,7 @@ def optimize(
     max_map_drop: float = MAX_MAP_DROP,
     only: Collection[str] | None = None,
     images: Images | None = None,
+    calib: Path | str | None = None,
     threads: int | None = None,
     runs: int = 100,
     progress: Progress | None = None,
@@ -135,6 +142,7 @@ def optimize(
         max_map_drop: largest accepted drop of the mAP@0.5:0.95.
         only: names of targets; None: all that have a runtime.
         images: images for the proofs, as for ``export``.
+        calib: calibration images of int8; None: the split "train" of ``data``.
         threads: threads of engine and OpenCV; None: the physical cores of this process.
         runs: number of measured rounds.
         progress: called with one line for each step.
@@ -164,8 +172,13 @@ def optimize(
     for kind, path in kinds:
         tell(f"--- {kind.target} {kind.precision}")
         try:
-            made.append(_make(kind, path, checkpoint, size, baseline, images, tell))
-        except (ExportError, DeviceError, RuntimeMissing) as error:
+            made.append(
+                _make(kind, path, checkpoint, size, baseline, images, calib, max_map_drop, tell)
+            )
+        except (ConfigError, DataError, DeviceError, ExportError, RuntimeMissing) as error:
+            # In int8, calibration images may be missing, or the checkpoint trained for another one.
+            if isinstance(error, ConfigError | DataError) and kind.precision != "int8":
+                raise
             tell(f"not possible here: {error}")
             made.append((replace(kind, problem=str(error)), None))
             problems.append(error)
@@ -188,7 +201,7 @@ def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Pa
     for name in targets.names() if only is None else dict.fromkeys(only):
         target = targets.get(name)
         if isinstance(target.RUNTIME, str):
-            for precision in exportable(target):
+            for precision in target.PRECISIONS:
                 path = stem.with_name(f"{stem.name}-{name}-{precision}{target.SUFFIX}")
                 found.append((Candidate(name, precision), path))
         elif only is not None:
@@ -215,9 +228,15 @@ def _make(
     imgsz: tuple[int, int],
     baseline: Baseline,
     images: Images | None,
+    calib: Path | str | None,
+    max_map_drop: float,
     tell: Progress,
 ) -> tuple[Candidate, Artifact]:
-    """Export one kind of artifact with its proof and its mAP."""
+    """Export one kind of artifact with its proof and its mAP.
+
+    In int8, layers stay in float until the drop is at most ``max_map_drop``.
+    """
+    int8 = kind.precision == "int8"
     made = export(
         checkpoint,
         path,
@@ -226,6 +245,8 @@ def _make(
         imgsz=imgsz,
         images=images,
         data=baseline,
+        max_map_drop=max_map_drop if int8 else None,
+        calib=calib if int8 else None,
         progress=tell,
     )
     accuracy = ParityReport.from_dict(made.manifest.parity).accuracy

@@ -5,6 +5,7 @@ The artifact is built and proved in a temporary folder. ``delivery`` moves it to
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,39 +13,40 @@ from tempfile import gettempdir
 from typing import cast
 
 import numpy as np
+import onnx
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.bounds import MAX_BATCH
 from y7edge.artifact.description import Input, Outputs, Size, describe, kind_of_outputs, pair
-from y7edge.artifact.manifest import Dim, Manifest, Precision
-from y7edge.artifact.reports import ParityReport
+from y7edge.artifact.manifest import Dim, Manifest, Precision, Quantization
+from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
+from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
+from y7edge.export.fallback import Options, Quantized, quantized
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
-from y7edge.export.proof.accuracy import Baseline, MapGate, gated
+from y7edge.export.proof.accuracy import Baseline, MapGate, gate_of, gated, judged
 from y7edge.export.proof.images import Images, gather
-from y7edge.export.proof.probes import make_probes
+from y7edge.export.proof.probes import make_probes, own_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
-    WRITTEN,
     BuildRequest,
     Target,
     Unprovable,
-    exportable,
     require_device,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.registry import folded
-from y7edge.runtimes import registry
+from y7edge.runtimes import onnxrt, registry
 from y7edge.runtimes.base import installed_versions, require
 
 _GRAPH_NEEDS = {"onnx": "y7edge[export]", "onnxsim": "y7edge[export]"}
@@ -70,6 +72,11 @@ def export(
     unverified: str | None = None,
     data: Path | str | Baseline | None = None,
     max_map_drop: float | None = None,
+    profile: str | None = None,
+    calib: Path | str | Calibration | None = None,
+    calib_images: int | None = None,
+    ranges: str | None = None,
+    quantize_heads: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Export a checkpoint as an artifact, and prove that the artifact equals the model.
@@ -81,51 +88,77 @@ def export(
         outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
             (boxes and scores before NMS) or "nms" (final boxes).
         input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
-        precision: a precision that the target supports, such as "fp32" or "fp16".
+        precision: a precision that the target supports, such as "fp32", "fp16" or "int8".
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
-        dynamic: make the batch size dynamic, instead of ``batch``. The proof then runs batches of 1
-            and of 3 images.
-        images: images for the proof; None: images of the data set that the checkpoint records, or
-            synthetic scenes if that data set does not exist.
-        rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
-            ``REWRITES``.
+        dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
+        images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
+        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``.
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        unverified: why there is no proof. Required for targets without a runtime, else forbidden.
+        unverified: why there is no proof. Required for targets without a runtime; allowed in int8
+            without ``data``; else forbidden.
         data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once for
-            several exports.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
+            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
+            Required in int8, where layers go back to float until the drop of the mAP is accepted.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
+            measure it in other precisions.
+        profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
+        calib: data set or folder to calibrate int8; None: the split "train" of ``data``.
+        calib_images: number of calibration images; None: 256.
+        ranges: how int8 ranges are chosen (``graph.quantize_ranges.METHODS``).
+        quantize_heads: also quantise the convolutions that write the outputs.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
         DataError: the images or the data set cannot be used.
-        ParityError: the proof failed or is inconclusive, or the mAP drops by more than
-            ``max_map_drop``; the error's ``report`` has the numbers.
+        ParityError: the proof failed, or the mAP drops too much; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
+    size = _size(batch, dynamic)
+    int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
+    require_offered(chosen, input, outputs, precision, size, options or {})
+    int8.check(chosen, precision, outputs, checkpoint)
+    _check(chosen, precision, unverified, data is not None)
+    _require(chosen, destination, precision, device)
+    rewrites = _rewrites(checkpoint, chosen, rewrites)
+    draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
+    found = int8.choose(checkpoint, gate, tell) if precision == "int8" else None
+    order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
+    return _make(order, rewrites, simplify, options or {}, images, gate)
+
+
+def _size(batch: int, dynamic: bool) -> Dim:
+    """Return the batch size; raise ConfigError if it is out of range."""
     if dynamic and batch != 1:
         raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
-    size: Dim = "dynamic" if dynamic else batch
-    require_offered(chosen, input, outputs, precision, size, options or {})
-    _check(chosen, precision, size, unverified, data is not None)
-    require_destination(destination, target, chosen)
-    require_device(chosen, device)
-    require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
-    rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
-    if rewrites and chosen.NEEDS_CHECKPOINT:
-        raise ConfigError(f"target {target} converts the checkpoint, not a graph: omit --rewrite")
-    draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
-    gate = MapGate.create(checkpoint, data, max_map_drop, tell)
-    order = _Order(checkpoint, chosen, destination, draft, device, unverified, tell)
-    return _make(order, rewrites, simplify, options or {}, images, gate)
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
+    return "dynamic" if dynamic else batch
+
+
+def _require(target: Target, destination: Path, precision: str, device: str) -> None:
+    """Check that the destination can be written, and that device and packages are known."""
+    require_destination(destination, target.NAME, target)
+    require_device(target, device)
+    require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
+
+
+def _rewrites(checkpoint: Checkpoint, target: Target, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
+    rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
+    if rewrites and target.NEEDS_CHECKPOINT:
+        raise ConfigError(
+            f"target {target.NAME} converts the checkpoint, not a graph: omit --rewrite"
+        )
+    return rewrites
 
 
 @dataclass(frozen=True)
@@ -138,7 +171,14 @@ class _Order:
     manifest: Manifest  # without payload digest, probes and parity
     device: str
     unverified: str | None
+    int8: Options
+    calibration: Calibration | None  # in int8
     tell: Callable[[str], None]
+
+    @property
+    def subject(self) -> str:
+        """The begin of messages about an artifact that is not accepted."""
+        return f"nothing was written to {self.destination}: the artifact"
 
 
 def _make(
@@ -163,12 +203,17 @@ def _make(
             options=options,
             progress=tell,
         )
-        made, note = _build(request, order.target, rewrites, simplify, tell)
+        model, note = _graph(request, order.target, rewrites, simplify, tell)
+        made, accuracy, steps = _build(order, request, model, gate)
         made, report = _prove(order, made, images)
         if isinstance(runtime, str):
-            subject = f"nothing was written to {order.destination}: the artifact"
-            parity.require_passed(report, subject)
-            report = gated(report, gate, made, runtime, order.device, subject, tell)
+            parity.require_passed(report, order.subject)
+            if accuracy is None:
+                report = gated(report, gate, made, runtime, order.device, order.subject, tell)
+            else:
+                report = judged(replace(report, fallback=steps), accuracy, order.subject)
+        if order.unverified is not None:
+            report = replace(report, status="unverified", reason=order.unverified)
         manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
         made = deliver(replace(made, manifest=manifest), order.target, order.destination)
     proved = "proved" if order.unverified is None else "not proved"
@@ -197,21 +242,23 @@ def _describe(
         precision=cast(Precision, target.PRECISIONS[precision]),
         target=target.NAME,
         opset=build.OPSET,
-        tools={**_versions(target), **recorded(rewrites)},
+        tools={**_versions(target, precision), **recorded(rewrites)},
     )
     return replace(manifest, precision=cast(Precision, precision))
 
 
-def _build(
+def _graph(
     request: BuildRequest,
     target: Target,
     rewrites: Sequence[str],
     simplify: bool,
     tell: Callable[[str], None],
-) -> tuple[Artifact, str]:
-    """Write the graph and build the artifact. Also return a note on the simplification."""
+) -> tuple[onnx.ModelProto, str]:
+    """Write the float graph. Also return a note on the simplification."""
     manifest, image = request.manifest, request.manifest.input
     precision, outputs = target.PRECISIONS[manifest.precision], kind_of_outputs(manifest)
+    if precision == "int8":
+        precision = "fp32"  # is quantised later
     form = ", ".join((outputs, precision, f"{image.height}x{image.width}", *rewrites))
     tell(f"write the graph: {form}")
     model = build.build_graph(
@@ -228,10 +275,43 @@ def _build(
     if simplify:
         model, note = simplified(model)
         tell(note)
+    return model, note
+
+
+def _build(
+    order: _Order, request: BuildRequest, model: onnx.ModelProto, gate: MapGate | None
+) -> tuple[Artifact, AccuracyDifference | None, tuple[FallbackStep, ...]]:
+    """Build the artifact, of a quantised graph if the precision is int8.
+
+    Quantised artifacts are evaluated, because their mAP decides which layers stay in float. Returns
+    the artifact, its mAP if it was evaluated, and the attempts.
+    """
+    target, calibration, tell = order.target, order.calibration, order.tell
     tell(f"build the {target.NAME} artifact")
+    if request.manifest.precision != "int8":
+        return _built(request, target, model), None, ()
+
+    def built(graph: onnx.ModelProto, described: Quantization) -> Artifact:
+        shutil.rmtree(request.folder, ignore_errors=True)  # of an earlier attempt
+        opset = graph.opset_import[0].version
+        manifest = replace(request.manifest, quantization=described, opset=opset)
+        return _built(replace(request, manifest=manifest), target, graph)
+
+    def measured(artifact: Artifact) -> AccuracyDifference:
+        return cast(MapGate, gate).measure(artifact, str(target.RUNTIME), order.device, tell)
+
+    checkpoint, manifest = order.checkpoint, order.manifest
+    source = Quantized(model, checkpoint, calibration, order.int8, target, manifest, tell)
+    measure = None if gate is None else measured
+    found, steps = quantized(source, built, measure, order.subject)
+    return found.artifact, found.accuracy, steps
+
+
+def _built(request: BuildRequest, target: Target, model: onnx.ModelProto) -> Artifact:
+    """Build an artifact of a graph."""
     request.model.write_bytes(model.SerializeToString(deterministic=True))
     request.folder.mkdir()
-    return seal(target.build(request), target), note
+    return seal(target.build(request), target)
 
 
 def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
@@ -244,9 +324,13 @@ def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artif
         return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
-    tell("run the reference model on the probes")
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
-    probes = make_probes(built.manifest, reference, limits.probe)
+    if built.manifest.precision == "int8":
+        tell("run the artifact on the probes")
+        probes = own_probes(built, runtime, order.device)
+    else:
+        tell("run the reference model on the probes")
+        probes = make_probes(built.manifest, reference, limits.probe)
     probed = replace(built, manifest=replace(built.manifest, probes=probes))
     report = parity.prove(
         probed, reference, prepared, backend=runtime, device=order.device, progress=tell
@@ -254,27 +338,23 @@ def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artif
     return probed, report
 
 
-def _versions(target: Target) -> dict[str, str]:
-    graph = installed_versions(*_GRAPH_NEEDS)
+def _needs(precision: str) -> dict[str, str]:
+    """Return the packages that write the graph; ONNX Runtime calibrates int8."""
+    return {**_GRAPH_NEEDS, **(onnxrt.NEEDS if precision == "int8" else {})}
+
+
+def _versions(target: Target, precision: str) -> dict[str, str]:
+    graph = installed_versions(*_needs(precision))
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(
-    target: Target, precision: str, batch: Dim, unverified: str | None, evaluated: bool
-) -> None:
-    """Raise ConfigError if the precision, the batch size or ``unverified`` does not suit.
+def _check(target: Target, precision: str, unverified: str | None, evaluated: bool) -> None:
+    """Raise ConfigError if ``unverified`` or a data set is missing, or does not suit the target.
 
-    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
+    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden, unless the
+    precision is int8 and nothing is evaluated.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
-    if precision not in exportable(target):
-        raise ConfigError(
-            f"graphs are written in {' or '.join(WRITTEN)}, and target {target.NAME} makes "
-            f"{precision} artifacts only of {target.PRECISIONS[precision]} graphs: quantise an "
-            "ONNX file, and convert it with `y7edge build`"
-        )
-    if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
-        raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved here ({target.RUNTIME.reason}): "
@@ -285,7 +365,15 @@ def _check(
             f"artifacts of target {target.NAME} cannot be evaluated here "
             f"({target.RUNTIME.reason}): omit data and max_map_drop"
         )
-    if isinstance(target.RUNTIME, str) and unverified is not None:
+    if precision == "int8" and not evaluated and not unverified:
         raise ConfigError(
-            f"target {target.NAME} is proved by runtime {target.RUNTIME}: omit --unverified"
+            "an int8 artifact is accepted by its mAP: give a labelled data set (--data DATA), or "
+            "pass --unverified REASON to export one whose accuracy is not known"
         )
+    if isinstance(target.RUNTIME, str) and unverified is not None:
+        if precision == "int8" and not evaluated:
+            return
+        how = (
+            f"proved by runtime {target.RUNTIME}" if precision != "int8" else "evaluated on --data"
+        )
+        raise ConfigError(f"artifacts of target {target.NAME} are {how}: omit --unverified")

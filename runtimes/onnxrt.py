@@ -8,6 +8,7 @@ The manifest is stored in the file's metadata property ``y7edge``.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -128,13 +129,76 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     Raises:
         DeviceError: ONNX Runtime cannot open or run the file.
     """
-    engine = _start(path, SessionOptions(device="cpu"))
+    return opened(path)(feeds)
+
+
+def opened(
+    path: Path, threads: int | None = None, *, small: bool = False
+) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """Open an .onnx file on the CPU, without manifest; return a function that runs it.
+
+    Args:
+        path: the file.
+        threads: number of threads; None: the physical cores that this process may use.
+        small: run the nodes in the order of the file, and free the memory of each tensor after its
+            last use, instead of keeping it for the next run; for graphs with many outputs.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot open the file; also raised by the function.
+    """
+    engine = _start(path, SessionOptions(device="cpu", threads=threads), small=small)
     names = [output.name for output in engine.get_outputs()]
-    try:
-        results = engine.run(names, dict(feeds))
-    except Exception as error:  # onnxruntime has no common exception class
-        raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
-    return dict(zip(names, results, strict=True))
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        try:
+            results = engine.run(names, dict(feeds))
+        except Exception as error:  # onnxruntime has no common exception class
+            raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+    return run
+
+
+def node_times(
+    paths: Sequence[Path],
+    feeds: Mapping[str, NDArray[Any]],
+    runs: int,
+    threads: int | None = None,
+) -> list[dict[str, float]]:
+    """Measure the nodes of .onnx files on the CPU with ONNX Runtime's profiler; run them in turn.
+
+    Args:
+        paths: the files; they need no manifest. Profiles are written beside them.
+        feeds: the inputs, equal for all files.
+        runs: number of runs of each file, after one that is not counted.
+        threads: number of threads; None: the physical cores that this process may use.
+
+    Returns:
+        For each file: name of a node of the optimised graph -> the shortest time in milliseconds.
+        Other programs on the machine make a node slower, never faster.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot open or run a file.
+    """
+    options = SessionOptions(device="cpu", threads=threads)
+    engines = [_start(path, options, profile=path.with_suffix("")) for path in paths]
+    for _ in range(runs + 1):
+        for path, engine in zip(paths, engines, strict=True):
+            try:
+                engine.run(None, dict(feeds))
+            except Exception as error:  # onnxruntime has no common exception class
+                raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
+    return [_node_times(json.loads(Path(e.end_profiling()).read_bytes())) for e in engines]
+
+
+def _node_times(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the shortest time of each node, without its first run, in milliseconds."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node":
+            name = str(event["name"]).removesuffix("_kernel_time")
+            found.setdefault(name, []).append(event["dur"] / 1000)
+    return {name: min(times[1:]) for name, times in found.items() if times[1:]}
 
 
 class _OnnxSession(Session):
@@ -208,8 +272,13 @@ def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
     ]
 
 
-def _start(path: Path, options: SessionOptions) -> Any:
-    """Open an ``onnxruntime.InferenceSession``; raise DeviceError if that fails."""
+def _start(
+    path: Path, options: SessionOptions, profile: Path | None = None, *, small: bool = False
+) -> Any:
+    """Open an ``onnxruntime.InferenceSession``; raise DeviceError if that fails.
+
+    ``profile``: how the name of the file begins to which the engine writes the time of each node.
+    """
     ort = load_engine()
     providers = _providers(options, ort.get_available_providers())
     settings = ort.SessionOptions()
@@ -222,7 +291,14 @@ def _start(path: Path, options: SessionOptions) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
     settings.intra_op_num_threads = options.thread_count
+    if small:
+        settings.enable_mem_pattern = settings.enable_cpu_mem_arena = False
+        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # else all outputs are last
+        # The next level changes the layout of tensors, and then computes their other readers last.
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.inter_op_num_threads = 1
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     try:
         return ort.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime has no common exception class

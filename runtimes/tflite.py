@@ -15,9 +15,10 @@ options are passed to the delegate as strings.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,24 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
     return _LiteRtSession(artifact, options)
 
 
+class Quantized(NamedTuple):
+    """Dtype of a tensor, and scale and zero point if it is quantised."""
+
+    dtype: str
+    scale: float | None
+    zero_point: int | None
+
+
+def quantization(path: Path) -> dict[str, Quantized]:
+    """Return dtype, scale and zero point of the inputs and outputs of a file, by name.
+
+    Raises:
+        ArtifactError, DeviceError: the file cannot be read.
+    """
+    inputs, outputs = _tensors(_load(path, SessionOptions(threads=1), "cpu"), path)
+    return {name: _quantized(tensor) for name, tensor in {**inputs, **outputs}.items()}
+
+
 class _LiteRtSession(Session):
     """One interpreter, which reads the file once: its weights stay in memory."""
 
@@ -109,8 +128,7 @@ class _LiteRtSession(Session):
             _ordered(inputs, self.inputs, artifact.path),
             _ordered(outputs, self.outputs, artifact.path),
         )
-        for spec in self.outputs:
-            _require_quantization(outputs[spec.name], spec, artifact.path)
+        _require_quantization(inputs, outputs, artifact)
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
         """Return a function that sets the input, invokes the interpreter, and reads the outputs."""
@@ -223,13 +241,31 @@ def _ordered(
     ]
 
 
-def _require_quantization(tensor: Mapping[str, Any], spec: TensorSpec, path: Path) -> None:
-    """Raise ArtifactError unless scale and zero point of an output are those of the manifest."""
+def _quantized(tensor: Mapping[str, Any]) -> Quantized:
     scale, zero_point = tensor["quantization"]
-    found = (np.float32(scale), int(zero_point)) if scale else (None, None)
-    wanted = None if spec.scale is None else np.float32(spec.scale), spec.zero_point
-    if found != wanted:
-        raise ArtifactError(
-            f"{path} has the output {spec.name} with scale and zero point {found}, its manifest "
-            f"has {wanted}: export it again"
-        )
+    found = (float(scale), int(zero_point)) if scale else (None, None)
+    return Quantized(np.dtype(tensor["dtype"]).name, *found)
+
+
+def _require_quantization(
+    inputs: Mapping[str, Any], outputs: Mapping[str, Any], artifact: Artifact
+) -> None:
+    """Raise ArtifactError unless scales and zero points are those of the manifest.
+
+    The values that an integer input stands for must be pixels from 0 to 1.
+    """
+    image = artifact.manifest.input
+    scale, zero = (1 / 255, image.zero_point) if image.dtype in ("int8", "uint8") else (None, None)
+    expected = [(inputs[image.name], image.name, scale, zero)]
+    expected += [
+        (outputs[o.name], o.name, o.scale, o.zero_point) for o in artifact.manifest.outputs
+    ]
+    for tensor, name, scale, zero in expected:
+        found = _quantized(tensor)
+        same = (scale is None) == (found.scale is None) and zero == found.zero_point
+        if not same or (scale and not math.isclose(scale, found.scale or 0, rel_tol=1e-6)):
+            raise ArtifactError(
+                f"{artifact.path} has the tensor {name} with scale and zero point "
+                f"({found.scale}, {found.zero_point}), its manifest has ({scale}, {zero}): export "
+                "it again"
+            )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,7 @@ def main() -> int:
             record["error"] = logger.errors[-1] if logger.errors else "no message"
         else:
             seconds = round(time.perf_counter() - began, 2)
-            record.update(
-                seconds=seconds, bytes=len(plan), convolutions=sorted(set(asked.values()))
-            )
+            record.update(seconds=seconds, bytes=len(plan), convolutions=Counter(asked.values()))
     except ExportError as error:
         record["error"] = str(error)
     print(json.dumps(record))

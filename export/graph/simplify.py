@@ -35,6 +35,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
     try:
+        onnxrt.load_engine()  # onnxsim would import it with its telemetry on
         import onnxsim
 
         simplified = onnxsim.simplify(model, check_n=0)[0]

@@ -24,6 +24,9 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions, require
 
+MAX_INT8_DROP = 0.005
+"""Default of the largest accepted drop of the mAP@0.5:0.95 of int8 artifacts."""
+
 Progress = Callable[[str], None]
 
 
@@ -71,6 +74,16 @@ class Baseline:
         model = self._model
         return model.digest if isinstance(model, Checkpoint) else model.manifest.source.digest
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The images of the evaluation, with which nothing may be calibrated; () in "train"."""
+        return () if self.split == "train" else tuple(sample.path for sample in self._samples)
+
+    @property
+    def measured(self) -> tuple[tuple[int, int], ...]:
+        """The input sizes at which the model was evaluated."""
+        return tuple(self._metrics)
+
     def metrics(self, imgsz: tuple[int, int]) -> Metrics:
         """Return the model's metrics at an input size (height, width), measured on first use."""
         if imgsz not in self._metrics:
@@ -96,10 +109,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class MapGate:
-    """A baseline and ``limit``, the largest accepted drop of the mAP@0.5:0.95 (None: any)."""
+    """A baseline and ``limit``, the largest accepted drop of the mAP@0.5:0.95 (None: any).
+
+    ``earlier``: what the baseline's model, if it is an int8 artifact, itself lost before.
+    """
 
     baseline: Baseline
     limit: float | None
+    earlier: float = 0.0
 
     @classmethod
     def create(
@@ -137,10 +154,25 @@ class MapGate:
     def measure(
         self, artifact: Artifact, backend: str, device: str, progress: Progress
     ) -> AccuracyDifference:
-        """Evaluate the baseline's model and an artifact; return both mAPs."""
+        """Evaluate the baseline's model and an artifact; return both mAPs.
+
+        Raises:
+            ParityError: the mAP of the model is so low that no int8 artifact could fail.
+        """
         image, baseline = artifact.manifest.input, self.baseline
-        progress(f"evaluate the model on the split {baseline.split} of {baseline.data}")
-        expected = baseline.metrics((image.height, image.width))
+        if (size := (image.height, image.width)) not in baseline.measured:
+            progress(f"evaluate the model on the split {baseline.split} of {baseline.data}")
+        expected = baseline.metrics(size)
+        if artifact.manifest.precision == "int8" and expected.map50_95 <= (self.limit or 0):
+            problem = (
+                f"inconclusive, the model's mAP@0.5:0.95 on the split {baseline.split} of "
+                f"{baseline.data} is {expected.map50_95:.4f}, expected more than the accepted drop"
+            )
+            raise ParityError(
+                f"the artifact cannot be accepted: {problem}; use a data set like that of the "
+                "training, or train longer",
+                ParityReport("inconclusive", (problem,)),
+            )
         progress("evaluate the artifact")
         options = SessionOptions(device, check_payload=False)
         session = registry.open_session(artifact, options, backend)
@@ -153,6 +185,7 @@ class MapGate:
             reference=round(expected.map50_95, 6),
             artifact=round(found.map50_95, 6),
             limit=self.limit,
+            earlier=self.earlier,
         )
 
 
@@ -175,13 +208,62 @@ def gated(
     """
     if gate is None:
         return report
-    found = gate.measure(artifact, backend, device, progress)
+    return judged(report, gate.measure(artifact, backend, device, progress), subject)
+
+
+def accepted(found: AccuracyDifference) -> bool:
+    """Return whether the mAP drops by at most the limit."""
+    return found.limit is None or (math.isfinite(found.drop) and found.drop <= found.limit)
+
+
+def gate_of(
+    checkpoint: Checkpoint,
+    precision: str,
+    data: Path | str | Baseline | None,
+    limit: float | None,
+    progress: Progress,
+) -> MapGate | None:
+    """Create the gate for artifacts of a checkpoint; see ``MapGate.create``.
+
+    In int8, a checkpoint that was trained for int8 may have lost some mAP in float.
+    """
+    limit = limit_of(precision, limit, data)
+    gate = MapGate.create(checkpoint, data, limit, progress)
+    if gate is None or precision != "int8":
+        return gate
+    from y7edge.export.qat import recorded
+
+    trained = recorded(checkpoint)
+    if trained is None:
+        return gate
+    if trained.drop is None:
+        progress(
+            "warning: the training for int8 had no labelled images: drops are those from the mAP "
+            "of the trained weights, not of the float checkpoint"
+        )
+    return replace(gate, earlier=trained.drop or 0.0)
+
+
+def limit_of(precision: str, limit: float | None, data: object) -> float | None:
+    """Return the largest accepted drop: of int8 artifacts, the default if none is given.
+
+    ``data``: the data set; without one, there is no limit.
+    """
+    return MAX_INT8_DROP if limit is None and data is not None and precision == "int8" else limit
+
+
+def judged(report: ParityReport, found: AccuracyDifference, subject: str) -> ParityReport:
+    """Add a measured mAP to the proof's report; raise ParityError if it drops too much.
+
+    ``subject`` begins the message.
+    """
     report = replace(report, accuracy=found)
-    if found.limit is None or (math.isfinite(found.drop) and found.drop <= found.limit):
+    if accepted(found):
         return report
     problem = (
         f"mAP@0.5:0.95 drops by {found.drop:.4f} on the split {found.split} of {found.data}, from "
-        f"{found.reference:.4f} to {found.artifact:.4f}, expected at most {found.limit:g}"
+        f"{found.reference + found.earlier:.4f} to {found.artifact:.4f}, expected at most "
+        f"{found.limit:g}"
     )
     raise ParityError(
         f"{subject} is less accurate than its model: {problem}; accept more (max_map_drop), or use "

@@ -346,7 +346,8 @@ def _shift(case: Case) -> Cause | None:
     place = letterbox_geometry(frame_hw, (image.height, image.width))
     aligned = {(sign * place.top, sign * place.left) for sign in (-1, 1)}
     for down, right in sorted(aligned | {(-1, 0), (1, 0), (0, -1), (0, 1)}, key=sum):
-        moved = np.full_like(fed, image.letterbox.pad * np.float32(image.scale))
+        pad = image.letterbox.pad * np.float32(image.scale) + image.zero_point
+        moved = np.full_like(fed, pad)
         height, width = fed.shape[2:]
         moved[:, :, max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)] = (
             fed[:, :, max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
@@ -361,15 +362,16 @@ def _shift(case: Case) -> Cause | None:
 
 
 def _precision(case: Case) -> Cause | None:
-    """If the two models have different precisions or arithmetic, compare with 16-bit tolerance."""
+    """If the two models have different precisions or arithmetic, compare with their tolerance."""
     first, second = (
         f"{side.manifest.precision}, computed in {side.session.arithmetic}"
         for side in (case.a, case.b)
     )
     if first.split(" (")[0] == second.split(" (")[0]:  # without engine and device
         return None
-    for precision in ("fp16", "bf16"):
-        limits = parity.tolerance(precision, 0.0)
+    int8 = ["int8"] if "int8" in (case.a.manifest.precision, case.b.manifest.precision) else []
+    for precision in ("fp16", "bf16", *int8):
+        limits = parity.comparable(precision, 0.0)
         if agree(*case.outputs, Limits(limits, limits)):
             return Cause(
                 "precision",

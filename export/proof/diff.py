@@ -163,7 +163,7 @@ def _limits(a: Opened, b: Opened) -> Limits:
         deviation = TOLERANCES["float32"]
         if not side.is_checkpoint:
             deviation = registry.find(side.path).DEVIATION
-        both.append(parity.tolerance(side.manifest.precision, deviation))
+        both.append(parity.comparable(side.manifest.precision, deviation))
     strict, loose = sorted(both, key=lambda limits: limits.probe)
     return Limits(loose, strict)
 

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples, Thresholds
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import InputInfo, Manifest, OutputInfo, Probe, Samples, Thresholds
 from y7edge.artifact.reports import ParityReport
 from y7edge.boxes import MAX_CANDIDATES, corners, intersections
-from y7edge.detect.selftest import input_crc32, probe_input, recipe_for
+from y7edge.detect.selftest import (
+    RECIPE_8BIT,
+    as_input,
+    compare_samples,
+    dequantised,
+    input_crc32,
+    probe_input,
+    recipe_for,
+)
 from y7edge.errors import ParityError
 from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 Wide = NDArray[np.float64]
 
@@ -34,9 +46,18 @@ EXTREME = 32
 """Number of samples with the largest magnitudes, included in ``VALUES``."""
 
 
+INT8_FACTOR = 2.0
+"""Tolerance of an int8 artifact's probes, in units of the deviation after a small change of the
+input. docs/int8.md has deviations between engines, and those of instructions that saturate."""
+
+INT8_LEAST, INT8_MOST = 1e-3, 0.25
+"""Limits of this tolerance."""
+
 ROWS = 12
 """Approximate number of sampled rows (boxes after NMS) of a probe."""
 
+_CHANGES = 2  # changed inputs of each probe
+_CHANGED = 0.01  # fraction of the pixels that are changed
 _CONSIDERED = 32  # best candidates of a level among which a probe's rows are chosen
 _ENOUGH = 3  # rows of an image; with fewer, a probe uses a higher IoU threshold
 _OVERLAPS = (0.7, 0.9, 1.0)  # IoU thresholds to try if the manifest's leaves too few rows
@@ -51,10 +72,9 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
         tolerance: the largest deviation that a self-test accepts, as a fraction of the output's
             largest magnitude.
     """
-    image, batches = manifest.input, proved_batches(manifest)
-    recipe, probes = recipe_for(image), []
-    for number, batch in [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]:
-        key = f"probe{number}-batch{batch}"
+    image, probes = manifest.input, []
+    recipe = recipe_for(image)
+    for key, batch in _keys(manifest):
         pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
         answer, thresholds = reference.answer(pixels), None
         if manifest.outputs[0].role == "detections":
@@ -68,8 +88,82 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
     return tuple(probes)
 
 
+def own_probes(artifact: Artifact, backend: str, device: str) -> tuple[Probe, ...]:
+    """Run an int8 artifact on generated inputs, and sample its own outputs.
+
+    Samples of the reference would need a tolerance that hides errors. Integers give the same
+    outputs on each machine, unless a value that is rounded before it is quantised falls on the
+    other side of a half: then the difference grows from layer to layer, as if the input had been
+    another one. Therefore the tolerance is measured: ``INT8_FACTOR`` times the deviation after a
+    change of one grey level in some of the pixels.
+
+    Args:
+        artifact: the artifact, with heads as outputs.
+        backend: name of the runtime that proves it.
+        device: the device.
+
+    Raises:
+        ParityError: an output is NaN or infinite.
+    """
+    manifest, probes = artifact.manifest, []
+    image = manifest.input
+    options = SessionOptions(device, check_payload=False)
+    with closing(registry.open_session(artifact, options, backend)) as session:
+        for key, batch in _keys(manifest):
+            pixels = probe_input(RECIPE_8BIT, key, (batch, 3, image.height, image.width))
+            outputs = _own_outputs(session, image, pixels, key)
+            samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
+            probe = Probe(RECIPE_8BIT, key, batch, input_crc32(pixels), INT8_LEAST, samples)
+            for seed in range(_CHANGES):
+                changed = _own_outputs(session, image, _changed(pixels, seed), key)
+                found = compare_samples(probe, changed, tuple(map(_as_float, session.outputs)))
+                worst = max(INT8_FACTOR * (value or 0.0) for value in found.values())
+                tolerance = min(max(worst, probe.tolerance), INT8_MOST)
+                probe = replace(probe, tolerance=float(f"{tolerance:.2g}"))
+            probes.append(probe)
+    most = max(probe.tolerance for probe in probes)
+    return tuple(replace(probe, tolerance=most) for probe in probes)
+
+
+def _own_outputs(session: Session, image: InputInfo, pixels: Floats, key: str) -> dict[str, Floats]:
+    found = session.infer({image.name: as_input(pixels, image)})
+    outputs = {
+        spec.name: dequantised(found[spec.name], spec).astype(np.float32)
+        for spec in session.outputs
+    }
+    if not all(np.isfinite(tensor).all() for tensor in outputs.values()):
+        problem = f"an output is NaN or infinite for {key}"
+        raise ParityError(f"the artifact: {problem}", ParityReport("failed", (problem,)))
+    return outputs
+
+
+def _as_float(spec: TensorSpec) -> TensorSpec:
+    """Return the description of an output after it was dequantised."""
+    return replace(spec, scale=None, zero_point=None)
+
+
+def _changed(pixels: Floats, seed: int) -> Floats:
+    """Change some of the pixels, which are multiples of 1/255, by one grey level."""
+    rng = np.random.default_rng(seed)
+    grey = np.rint(pixels * 255).astype(np.int16)
+    step = rng.choice(np.array([-1, 1], np.int16), grey.shape)
+    grey = (grey + step * (rng.random(grey.shape) < _CHANGED)).clip(0, 255)
+    changed: Floats = grey.astype(np.float32) / np.float32(255)
+    return changed
+
+
+def _keys(manifest: Manifest) -> list[tuple[str, int]]:
+    """Return key and batch size of each probe."""
+    batches = proved_batches(manifest)
+    numbers = [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]
+    return [(f"probe{number}-batch{batch}", batch) for number, batch in numbers]
+
+
 def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
-    """Convert the probes of ``before`` to the names, layouts and activations in ``after``."""
+    """Convert the probes of ``before`` to the names, layouts and activations in ``after``.
+
+    ``tolerance``: the new tolerance; probes of int8 artifacts keep theirs, which was measured.
+    """
     pairs = {
         old.name: (old, new)
         for old in before.outputs
@@ -79,7 +173,7 @@ def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple
     return tuple(
         replace(
             probe,
-            tolerance=tolerance,
+            tolerance=min(probe.tolerance, INT8_MOST) if after.precision == "int8" else tolerance,
             samples=tuple(_adapted(s, probe.batch, *pairs[s.output]) for s in probe.samples),
         )
         for probe in before.probes

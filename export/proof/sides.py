@@ -159,7 +159,8 @@ class Opened:
         image = self.manifest.input
         ordered = fed.transpose(0, 2, 3, 1) if image.layout == "NHWC" else fed
         if not image.dtype.startswith("float"):
-            ordered = np.rint(ordered).clip(0, np.iinfo(image.dtype).max)
+            limits = np.iinfo(image.dtype)
+            ordered = np.rint(ordered).clip(limits.min, limits.max)
         return np.ascontiguousarray(ordered.repeat(image.images, axis=0), image.dtype)
 
 
@@ -196,7 +197,7 @@ def prepared(frame: Frame, image: InputInfo) -> Floats:
 
 def pixels(fed: Floats, image: InputInfo) -> Floats:
     """Convert the values of an input (1, 3, H, W) to pixel values 0..255 in RGB order."""
-    values: Floats = fed / np.float32(image.scale)
+    values: Floats = (fed - np.float32(image.zero_point)) / np.float32(image.scale)
     return values if image.color == "rgb" else values[:, ::-1]
 
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError
@@ -40,7 +37,6 @@ class BuildRequest:
         manifest: The manifest without payload digest, probes and parity report.
         folder: An empty folder for the files.
         name: Name of the main file; side files have the same stem.
-        images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if not given.
         device: The device to build for, if the toolkit builds for a device.
         options: Options of the target, by the names in ``OPTIONS``.
         progress: Called with one line for each step of a long build, and for each result that is
@@ -52,7 +48,6 @@ class BuildRequest:
     manifest: Manifest
     folder: Path
     name: str
-    images: tuple[NDArray[np.float32], ...] | None = None
     device: str = "auto"
     options: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
@@ -61,10 +56,6 @@ class BuildRequest:
     def path(self) -> Path:
         """Path of the main file."""
         return self.folder / self.name
-
-
-WRITTEN = ("fp32", "fp16")
-"""Precisions in which ``y7edge export`` writes graphs. Others are converted by ``y7edge build``."""
 
 
 class Target(Protocol):
@@ -77,7 +68,12 @@ class Target(Protocol):
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
     PRECISIONS: Mapping[str, str]
-    """Supported precision -> precision of the ONNX graph that ``build`` converts."""
+    """Supported precision -> precision of the ONNX graph that ``build`` converts.
+
+    int8 graphs are QDQ graphs of one of the ``PROFILES``.
+    """
+    PROFILES: tuple[str, ...]
+    """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
     """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
     OUTPUTS: tuple[str, ...]
@@ -106,11 +102,6 @@ class Target(Protocol):
         Raises:
             RuntimeMissing: the converter, or the interpreter that it needs, was not found.
         """
-
-
-def exportable(target: Target) -> tuple[str, ...]:
-    """Return the precisions in which ``y7edge export`` makes artifacts of a target."""
-    return tuple(p for p, written in target.PRECISIONS.items() if written in WRITTEN)
 
 
 def require_offered(

@@ -4,14 +4,26 @@ The folded model is built as a torch module from its rows, exported with ``torch
 converted by litert-torch (https://github.com/google-ai-edge/litert-torch) in an interpreter of its
 own. In fp16 artifacts, ai-edge-quantizer stores the weights in float16; inputs and outputs stay
 float32.
+
+For int8 artifacts, the target takes a QDQ graph: ai-edge-quantizer writes a file with the same
+ranges, the same weights and biases, and the same layers in float
+(https://ai.google.dev/edge/litert/conversion/tensorflow/quantization). Its own ranges, moving
+averages of the smallest and largest values, depend on the order of the images. The input is int8.
+Heads are int8 too if they are quantised; then all operators compute in integers, as
+compilers for integer NPUs require.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, in_layout
@@ -22,10 +34,16 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import tflite
 from y7edge.runtimes.base import one_line
 
+if TYPE_CHECKING:
+    import onnx
+
+    from y7edge.export.graph.quantize_check import Numbers
+
 NAME = "litert"
 SUFFIX = ".tflite"
 NEEDS = {"torch": "y7edge[export]", **tflite.NEEDS}
-PRECISIONS = {"fp32": "fp32", "fp16": "fp32"}
+PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
+PROFILES = ("u8s8",)
 INPUTS = ("float32",)
 OUTPUTS = ("heads", "decoded")
 BATCHES = ("1", "N")
@@ -37,6 +55,8 @@ NEEDS_CHECKPOINT = True
 _PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install litert-torch==0.10.0 torch==2.13.0"
 _SECONDS = 3600
+_LISTED = {"Conv": "CONV_2D", "Concat": "CONCATENATION", "Add": "ADD"}  # ONNX: LiteRT
+_ROW = re.compile(r"/row([0-9]+)/")
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -48,24 +68,96 @@ def build(request: BuildRequest) -> Artifact:
     """
     python = _interpreter()
     converters.require_packages(python, _PACKAGES, _RECIPE)
-    manifest = request.manifest
+    manifest, checkpoint = request.manifest, cast(Checkpoint, request.checkpoint)
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         program, made = Path(name) / "model.pt2", Path(name) / "model.tflite"
-        _export(cast(Checkpoint, request.checkpoint), manifest, program)
         script = Path(__file__).with_name("_litert_convert.py")
         command = [str(python), "-I", str(script), str(program), str(made), manifest.precision]
+        if manifest.precision == "int8":
+            checkpoint, operators = _of_qdq(request.model, checkpoint)
+            ranges = Path(name) / "ranges.json"
+            ranges.write_text(json.dumps(operators), "utf-8")
+            command.append(str(ranges))
+        _export(checkpoint, manifest, program)
         converters.run(command, Path(name), "litert-torch", made, _SECONDS)
         made.rename(request.path)
+    return Artifact(request.path, _described(request.path, manifest))
+
+
+def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, list[Any]]]:
+    """Read a QDQ graph.
+
+    Returns:
+        The checkpoint with the graph's weights and biases. By operator of LiteRT, in the order of
+        rows: the range of the output of each concatenation and addition; for each convolution a
+        SHA-256 of its weights (O, H, W, I), and the ranges ``written`` of its output and
+        ``activated`` behind its activation. Ranges are None if the tensor is not quantised.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    from y7edge.export.graph.quantize_check import parse
+    from y7edge.export.graph.quantize_placement import Wiring
+
+    model = onnx.load(path)
+    graph, arrays = parse(model), dict(checkpoint.arrays)
+    arrays |= {
+        t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in arrays
+    }
+    for name, constant in graph.constants.items():
+        key = name.removesuffix("/dequantized")
+        if key in arrays:
+            scale = constant.numbers.scale.reshape(-1, *[1] * (constant.values.ndim - 1))
+            arrays[key] = np.asarray(constant.values * scale, np.float32)
+    wiring = Wiring(graph.model)
+    found: dict[str, list[Any]] = {kind: [] for kind in _LISTED.values()}
+    for node in sorted(wiring.nodes, key=_row):  # stable
+        (tensor,) = node.output
+        if node.op_type == "Conv":
+            weight = arrays[node.input[1].removesuffix("/dequantized")].transpose(0, 2, 3, 1)
+            found[_LISTED["Conv"]].append(
+                {
+                    "weights": hashlib.sha256(weight.astype("<f4").tobytes()).hexdigest(),
+                    "written": _range(graph.tensors.get(tensor)),
+                    "activated": _range(graph.tensors.get(wiring.activation(node)[1])),
+                }
+            )
+        elif node.op_type in _LISTED:
+            found[_LISTED[node.op_type]].append(_range(graph.tensors.get(tensor)))
+    return replace(checkpoint, arrays=arrays), found
+
+
+def _row(node: onnx.NodeProto) -> int:
+    found = _ROW.match(node.name)
+    return int(found[1]) if found else -1
+
+
+def _range(numbers: Numbers | None) -> tuple[float, float] | None:
+    """Return the smallest and largest value that a quantised tensor can have."""
+    if numbers is None:
+        return None
+    limits, scale, zero = np.iinfo(numbers.zero.dtype), float(numbers.scale), int(numbers.zero)
+    return scale * (limits.min - zero), scale * (limits.max - zero)
+
+
+def _described(path: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest with layouts, dtypes and scales of the file's tensors."""
+    image = replace(manifest.input, layout="NHWC")
+    found = tflite.quantization(path)
+    if found[image.name].dtype == "int8":
+        image = replace(image, dtype="int8", scale=1.0, zero_point=-128)
     outputs = tuple(
-        replace(output, layout="NHWC", shape=in_layout(output.shape, "NHWC"), dtype="float32")
+        replace(
+            output,
+            layout="NHWC",
+            shape=in_layout(output.shape, "NHWC"),
+            **found[output.name]._asdict(),
+        )
         if output.role == "head"
         else output
         for output in manifest.outputs
     )
-    described = replace(
-        manifest, input=replace(manifest.input, layout="NHWC"), outputs=outputs, opset=None
-    )
-    return Artifact(request.path, described)
+    return replace(manifest, input=image, outputs=outputs, opset=None)
 
 
 def versions() -> dict[str, str]:

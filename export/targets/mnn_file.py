@@ -26,6 +26,7 @@ NEEDS = mnnrt.NEEDS
 # The converter would truncate float32 weights instead of rounding them. Therefore the graph already
 # has float16 weights. They are the only float16 tensors of the artifact.
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
+PROFILES: tuple[str, ...] = ()
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1", "N", "dynamic")

@@ -22,6 +22,7 @@ NAME = "ncnn"
 SUFFIX = ".param"
 NEEDS = {"pnnx": "y7edge[ncnn-export]"}
 PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32"}
+PROFILES: tuple[str, ...] = ()
 INPUTS = ("float32",)
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1",)

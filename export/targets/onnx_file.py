@@ -11,7 +11,8 @@ from y7edge.export.targets.base import BuildRequest
 NAME = "onnx"
 SUFFIX = ".onnx"
 NEEDS: Mapping[str, str] = {}
-PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
+PROFILES: tuple[str, ...] = ("u8s8", "u8s8-fused", "s8s8", "u16s8")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded", "nms")
 BATCHES = ("1", "N", "dynamic")

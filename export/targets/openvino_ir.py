@@ -14,7 +14,9 @@ from y7edge.runtimes.base import one_line
 NAME = "openvino"
 SUFFIX = ".xml"
 NEEDS = ov.NEEDS
-PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32", "int8": "int8"}
+# OpenVINO 2026.4 computes convolutions wrongly that read a concatenation of signed tensors.
+PROFILES: tuple[str, ...] = ("u8s8-fused", "u8s8")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1", "N", "dynamic")

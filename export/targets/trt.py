@@ -42,6 +42,7 @@ SUFFIX = ".engine"
 NEEDS = runtime.NEEDS
 misplaced = runtime.misplaced
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
+PROFILES: tuple[str, ...] = ("s8s8",)
 # TensorRT accepts uint8 tensors only as inputs of a Cast, and our graphs transpose them before.
 INPUTS = ("float32",)
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")

@@ -16,6 +16,7 @@ from y7edge.artifact.manifest import (
     Manifest,
     OutputInfo,
     Probe,
+    Quantization,
     Samples,
     Source,
     Thresholds,
@@ -53,6 +54,7 @@ def manifest(batch=1):
         tools={"onnx": "1.2"},
         parity={"status": "passed", "problems": [], "deviation": 1e-05, "nothing": None},
         probes=(Probe("blocks", "a", 1, 7, 1e-4, (Samples("head0", 2.5, (0, 9), (0.5, -2.5)),)),),
+        quantization=Quantization("u8s8", "mse", "c" * 64, ("a.jpg",), ("/row0/Conv",), 0.97),
     )
 
 
@@ -161,6 +163,14 @@ def test_newer_schema_is_refused():
         (("probes", 0, "tolerance"), 0.0, "tolerance"),
         (("probes", 0, "samples", 0, "indices"), [0], "indices"),
         (("probes", 0, "samples", 0, "scale"), 0.0, "scale"),
+        (("quantization", "calibration"), "c" * 63, "calibration is not a SHA-256"),
+        (("quantization", "images"), [], "0 calibration images, expected 1 to 10000"),
+        (("quantization", "images"), ["a"] * 10_001, "10001 calibration images"),
+        (("quantization", "share"), 1.5, "share is 1.5, expected 0 to 1"),
+        (("quantization", "kept"), [1], r"kept\[0\]"),
+        (("quantization", "kept"), ["n" * 300], "a name has more than 256 characters"),
+        (("quantization", "profile"), "n" * 300, "a name has more than 256 characters"),
+        (("quantization", "corrections"), ["n" * 300], "a name has more than 256 characters"),
         (("extra",), 1, "extra"),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,

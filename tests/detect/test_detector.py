@@ -305,8 +305,8 @@ def test_outputs_that_cannot_be_decoded_are_refused_at_open(outputs):
 
 def test_an_input_that_cannot_be_written_is_refused_at_open():
     manifest = make_manifest()
-    manifest = replace(manifest, input=replace(manifest.input, dtype="int8"))
-    with pytest.raises(ConfigError, match="input is int8 NCHW"):
+    manifest = replace(manifest, input=replace(manifest.input, dtype="int16"))
+    with pytest.raises(ConfigError, match="input is int16 NCHW"):
         Detector.from_session(FakeSession(manifest), manifest)
 
 

@@ -131,12 +131,17 @@ def test_layouts_and_dtypes_hold_the_same_pixels(size, channels, color):
     reference(frame, color)
     for layout, axes in (("NCHW", (0, 1, 2, 3)), ("NHWC", (0, 2, 3, 1))):
         expected = reference.tensor.transpose(axes)
-        for dtype, scale in (("float32", 1 / 255), ("float16", 1 / 255), ("uint8", 1.0)):
-            other = preprocessor(*size, layout=layout, dtype=dtype, scale=scale)
+        for dtype, scale, zero in (
+            ("float32", 1 / 255, 0),
+            ("float16", 1 / 255, 0),
+            ("uint8", 1.0, 0),
+            ("int8", 1.0, -128),
+        ):
+            other = preprocessor(*size, layout=layout, dtype=dtype, scale=scale, zero_point=zero)
             out = np.zeros(expected.shape[1:], dtype)
             other(frame, color)
             other(frame, color, out)
-            values = np.rint(expected * 255) if dtype == "uint8" else expected
+            values = np.rint(expected * 255) + zero if scale == 1 else expected
             np.testing.assert_array_equal(other.tensor, values.astype(dtype), strict=True)
             np.testing.assert_array_equal(out, other.tensor[0])
 
@@ -144,9 +149,11 @@ def test_layouts_and_dtypes_hold_the_same_pixels(size, channels, color):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "NC/32HW"}, "input is float32 NC/32HW, expected float32, float16, uint8 and"),
-        ({"dtype": "int8"}, "input is int8 NCHW, expected"),
-        ({"dtype": "uint8"}, r"input is uint8 with scale 0\.0039.*, expected 1"),
+        ({"layout": "NC/32HW"}, "is float32 NC/32HW, expected float32, float16, uint8, int8 and"),
+        ({"dtype": "int16"}, "input is int16 NCHW, expected"),
+        ({"dtype": "uint8"}, r"input is uint8 with scale .*0\.0039.*, expected \(1.0, 0\)"),
+        ({"dtype": "int8", "scale": 1.0}, r"int8 with .*\(1.0, 0\), expected \(1.0, -128\)"),
+        ({"zero_point": 1}, r"input is float32 with .*, expected \(0\.0039.*, 0\)"),
     ],
 )
 def test_unsupported_inputs_are_refused(options, message):

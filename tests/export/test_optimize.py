@@ -24,27 +24,31 @@ TRAINED = Path(__file__).parents[1] / "reference" / "demo.safetensors"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return generate(tmp_path_factory.mktemp("data") / "set", 0, 6, seed=3)
+    return generate(tmp_path_factory.mktemp("data") / "set", 8, 6, seed=3)
 
 
 @pytest.fixture(scope="module")
 def choice(data, tmp_path_factory) -> Choice:
     out = tmp_path_factory.mktemp("out") / "new"
-    return optimize(weights.load(TRAINED), data, out, name="parts", only=["onnx"], runs=3)
+    limit = {"max_map_drop": 0.1}  # no layer of the int8 artifact goes back to float
+    return optimize(weights.load(TRAINED), data, out, name="parts", only=["onnx"], runs=3, **limit)
 
 
 def test_every_precision_is_proved_evaluated_and_measured(choice):
     assert {(c.target, c.precision) for c in choice.candidates} == {
         ("onnx", "fp32"),
         ("onnx", "fp16"),
+        ("onnx", "int8"),
     }
     for one in choice.candidates:
         assert one.path.name == f"parts-onnx-{one.precision}.onnx"
-        assert abs(one.drop) < 0.02
+        assert abs(one.drop) < (0.1 if one.precision == "int8" else 0.02)
         assert one.map50_95 == pytest.approx(choice.reference - one.drop, abs=1e-5)
         assert one.latency.runs == 3
         with Detector(one.path) as detector:
-            assert detector.manifest.parity["accuracy"]["artifact"] == one.map50_95
+            accuracy = detector.manifest.parity["accuracy"]
+            assert accuracy["artifact"] == one.map50_95
+            assert accuracy["limit"] == (0.1 if one.precision == "int8" else None)
     assert choice.reference > 0.3
 
 
@@ -74,7 +78,8 @@ def test_the_front_has_no_slower_and_less_accurate_artifacts():
     assert found == {"fast": True, "middle": True, "slow": False, "none": False}
 
 
-def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypatch, capsys):
+def test_a_target_that_is_not_possible_here_is_reported(tmp_path, monkeypatch, capsys):
+    data = generate(tmp_path / "set", 0, 6, seed=3)
     real = onnxrt.open
 
     def refuse(artifact, options):
@@ -87,9 +92,31 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
     assert main([*words, "--target", "onnx", "--runs", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["winner"].endswith("demo-onnx-fp32.onnx")
-    assert [c["problem"] for c in found["candidates"]] == ["", "the device is not here"]
+    problems = {c["precision"]: c["problem"] for c in found["candidates"]}
+    assert problems["fp16"] == "the device is not here"
+    assert "found none in" in problems["int8"] and "to calibrate" in problems["int8"]
+    assert not problems["fp32"]
     assert found["candidates"][1]["map50_95"] is None
     assert not list((tmp_path / "o").glob("*fp16*"))
+
+
+def test_a_checkpoint_trained_for_another_profile_has_no_int8_artifact(data, tmp_path, monkeypatch):
+    """An option that does not suit is an error, but not if it is only the checkpoint's profile."""
+    whole = module.export
+
+    def refusing(*args, precision, **options):
+        if precision == refused:
+            raise ConfigError("target onnx does not take profile 'x'")
+        return whole(*args, precision=precision, **options)
+
+    monkeypatch.setattr(module, "export", refusing)
+    monkeypatch.setattr(module.targets.get("onnx"), "PRECISIONS", {"fp32": "fp32", "int8": "int8"})
+    checkpoint, refused = weights.load(TRAINED), "int8"
+    found = optimize(checkpoint, data, tmp_path, only=["onnx"], runs=1, max_map_drop=0.1)
+    assert [bool(one.problem) for one in found.candidates] == [False, True]
+    refused = "fp32"
+    with pytest.raises(ConfigError, match="does not take"):
+        optimize(checkpoint, data, tmp_path, only=["onnx"], runs=1)
 
 
 def test_without_a_winner_the_exit_code_is_4(choice):
@@ -117,7 +144,8 @@ def test_invalid_options_are_refused_before_the_work(data, tmp_path):
 
 def test_a_target_that_is_named_twice_is_made_once(tmp_path):
     kinds = module._kinds(["onnx", "onnx"], tmp_path / "a.b")
-    assert [path.name for _, path in kinds] == ["a.b-onnx-fp32.onnx", "a.b-onnx-fp16.onnx"]
+    names = [f"a.b-onnx-{precision}.onnx" for precision in ("fp32", "fp16", "int8")]
+    assert [path.name for _, path in kinds] == names
 
 
 def test_a_target_without_runtime_is_refused(tmp_path, monkeypatch):

@@ -250,7 +250,7 @@ def test_the_package_offers_its_functions():
         ({"rewrites": ["pool5"]}, "no rewrite 'pool5'; choose from pool3x3"),
         ({"rewrites": ["reorg-conv6"]}, "has no space-to-depth before a 3x3 convolution"),
         ({"rewrites": "pool3x3"}, "rewrites: expected a list"),
-        ({"precision": "int8"}, "no precision 'int8'; choose from fp32, fp16"),
+        ({"precision": "int4"}, "no precision 'int4'; choose from fp32, fp16, int8"),
         ({"imgsz": 100}, "100x100, expected multiples of 32.*nearest that fits is 96x96"),
         ({"imgsz": (0, 64)}, "nearest that fits is 32x64"),
         ({"imgsz": (64, 65)}, "64x65"),
@@ -263,7 +263,7 @@ def test_the_package_offers_its_functions():
         ({"out": "m.engine"}, r"target onnx writes \.onnx files; got .*m\.engine: use m\.onnx"),
         ({"out": "m"}, r"target onnx writes \.onnx files"),
         ({"options": {"fast": "1"}}, "no option 'fast'; it has no options"),
-        ({"unverified": "because"}, "is proved by runtime onnxrt: omit --unverified"),
+        ({"unverified": "because"}, "are proved by runtime onnxrt: omit --unverified"),
     ],
 )
 def test_invalid_options_are_refused_before_the_work(narrow_tiny, tmp_path, options, problem):

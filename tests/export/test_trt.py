@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -14,7 +13,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -25,10 +26,13 @@ from y7edge import Detector
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
+from y7edge.data.synthetic.scenes import scene
 from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import build, export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
+from y7edge.export.graph.quantize import PROFILES, Profile, placement_of, quantize
+from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.targets import _trt_cache, _trt_settings, trt
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
@@ -37,38 +41,23 @@ from y7edge.runtimes import _cuda, _modelproto, registry
 
 SIZE = (64, 96)
 VERSIONS = ("8.6.1", "10.3.0.30", "10.16.2.10", "11.4.1.5")
-CONVOLUTIONS = 58  # of yolov7-tiny
+CONVOLUTIONS, HEADS = 58, 3  # of yolov7-tiny
 
 
-def quantise(source: Path, path: Path, *, symmetric: bool = True, bias: bool = False) -> None:
-    from onnxruntime.quantization import QuantType, quantize_static
-    from onnxruntime.quantization.calibrate import CalibrationDataReader
+def made_ranges(source: Path, profile: Profile = PROFILES["s8s8"]) -> dict[str, float]:
+    """A largest value for each quantised tensor of a float graph; heads stay in float."""
+    model = onnx.load(source)
+    placement = placement_of(model, profile, Wiring(model).heads())
+    largest = {group: 1.0 + number for number, group in enumerate(placement.groups())}
+    return {tensor: largest[group] for tensor, group in placement.group.items()}
 
-    class Reader(CalibrationDataReader):
-        left = 1
 
-        def get_next(self):
-            self.left -= 1
-            shape = (1, 3, *SIZE)
-            return (
-                {"images": np.random.default_rng(0).random(shape, np.float32)}
-                if (self.left == 0)
-                else None
-            )
-
-    quantize_static(
-        str(source),
-        str(path),
-        Reader(),
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        extra_options={
-            "ActivationSymmetric": symmetric,
-            "WeightSymmetric": True,
-            "QuantizeBias": bias,
-        },
-    )
+def quantised(source: Path, profile: Profile = PROFILES["s8s8"]) -> bytes:
+    """The QDQ graph with these ranges."""
+    model, ranges = onnx.load(source), made_ranges(source, profile)
+    placement = placement_of(model, profile, Wiring(model).heads())
+    made = quantize(model, placement, {g: (0, ranges[g]) for g in placement.groups()}, profile)
+    return made.SerializeToString(deterministic=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +81,7 @@ def graphs(narrow_tiny, tmp_path_factory):
             )
             path.write_bytes(model.SerializeToString(deterministic=True))
             if precision == "int8":
-                quantise(shutil.copy(path, folder / "float.onnx"), path)
+                path.write_bytes(quantised(path))
             draft = describe(
                 checkpoint,
                 checkpoint.spec,
@@ -185,7 +174,9 @@ def test_the_graph_decides_the_precision_where_the_version_can(
     forced = [hasattr(layer, "precision") for layer in network.layers]
     assert sum(forced) == (CONVOLUTIONS if not typed and precision == "fp16" else 0)
     assert config.profiling_verbosity == "DETAILED"
-    assert made.manifest.engine["convolutions"] == {precision: CONVOLUTIONS}
+    counts = {"fp32": HEADS, "int8": CONVOLUTIONS - HEADS}
+    counts = counts if precision == "int8" else {precision: CONVOLUTIONS}
+    assert made.manifest.engine["convolutions"] == counts
     assert made.path.read_bytes() == fake.PLAN + _modelproto.without_metadata(
         order.graphs(precision)[0]
     )
@@ -255,27 +246,22 @@ def test_quantised_graphs_are_recognised(start, order):
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("profile", "problem"),
     [
-        ({"symmetric": False}, "QuantizeLinear .* has a zero point other than 0"),
-        ({"bias": True}, "DequantizeLinear .* has the type int32"),
+        (PROFILES["u8s8"], "QuantizeLinear images/QuantizeLinear has the type uint8"),
+        (replace(PROFILES["s8s8"], symmetric=False), "images/Quant.* a zero point other than 0"),
+        (replace(PROFILES["s8s8"], int32_bias=True), "DequantizeLinear .* has the type int32"),
     ],
 )
-def test_asymmetric_graphs_are_refused_before_tensorrt(start, order, tmp_path, options, problem):
-    world = start()
-    quantise(order.graphs("fp32")[0], tmp_path / "wrong.onnx", **options)
-    request = replace(order.request("int8"), model=tmp_path / "wrong.onnx")
+def test_graphs_of_other_profiles_are_refused_before_tensorrt(
+    start, order, tmp_path, profile, problem
+):
+    world, wrong = start(), tmp_path / "wrong.onnx"
+    wrong.write_bytes(quantised(order.graphs("fp32")[0], profile))
+    request = replace(order.request("int8"), model=wrong)
     with pytest.raises(ExportError, match=problem):
         trt.build(request)
     assert world.calls == []
-
-
-def test_int8_graphs_are_not_written(start, narrow_tiny, tmp_path):
-    start()
-    with pytest.raises(
-        ConfigError, match=r"graphs are written in fp32 or fp16, and .* `y7edge build`"
-    ):
-        export(narrow_tiny, tmp_path / "m.engine", target="tensorrt", precision="int8")
 
 
 # --- the build -----------------------------------------------------------------------------------
@@ -513,6 +499,29 @@ def test_build_from_the_proved_onnx(machine, artifact_path, tmp_path, capsys):
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
 
 
+def test_build_from_an_int8_artifact(machine, narrow_tiny, artifact_path, tmp_path):
+    images, quantised = tmp_path / "images", tmp_path / "int8.onnx"
+    images.mkdir()
+    for seed in range(2):
+        cv2.imwrite(str(images / f"{seed}.png"), scene(seed, (96, 128)).image)
+    image = registry.load(artifact_path).manifest.input
+    given = {"precision": "int8", "calib": images, "imgsz": (image.height, image.width)}
+    accepted = {"unverified": "a test without labels"}
+    with pytest.raises(ConfigError, match="does not take profile 'u8s8'; it takes s8s8"):
+        export(narrow_tiny, tmp_path / "m.engine", target="tensorrt", profile="u8s8", **given)
+    export(narrow_tiny, quantised, profile="s8s8", **given, **accepted)
+    session = onnxruntime.InferenceSession(quantised, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    machine.network = lambda images: dict(
+        zip(names, session.run(names, {"images": images}), strict=True)
+    )
+    out = tmp_path / "robot.engine"
+    build(quantised, out, target="tensorrt", **accepted)
+    manifest = registry.load(out).manifest
+    assert manifest.engine["convolutions"] == {"fp32": HEADS, "int8": CONVOLUTIONS - HEADS}
+    assert (manifest.precision, manifest.parity["status"]) == ("int8", "unverified")
+
+
 def test_an_engine_of_another_machine_is_built_again(machine, artifact_path, tmp_path, capsys):
     out = tmp_path / "robot.engine"
     words = ["build", str(artifact_path), "--target", "tensorrt", "--out", str(out)]
@@ -736,11 +745,13 @@ def test_int8_on_a_dla_without_qdq_gets_ranges(start, order):
     assert {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"} <= config.flags
     kinds = {layer.type for layer in network.layers}
     assert not kinds & {fake.LayerType.QUANTIZE, fake.LayerType.DEQUANTIZE}
-    tensors = [t for layer in network.layers for t in layer.outputs if hasattr(t, "range")]
-    assert len(tensors) > CONVOLUTIONS
-    assert all(low == -high < 0 for low, high in (t.range for t in tensors))
-    assert network.image.range[1] == pytest.approx(1, rel=0.02)  # images are 0 to 1
-    assert made.manifest.engine["convolutions"] == {"int8": CONVOLUTIONS}
+    tensors = [network.image, *(t for layer in network.layers for t in layer.outputs)]
+    found = {t.name: t.range for t in tensors if hasattr(t, "range")}
+    assert all(low == -high for low, high in found.values())
+    expected = made_ranges(order.graphs("fp32")[0])
+    assert {name: high for name, (_, high) in found.items()} == pytest.approx(expected)
+    assert len(expected) > CONVOLUTIONS
+    assert made.manifest.engine["convolutions"] == {"fp16": HEADS, "int8": CONVOLUTIONS - HEADS}
     world = start("11.4.1.5", dla_cores=1)
     order("int8", device="dla:0")
     kinds = {layer.type for layer in world.did("build")[0][2].layers}

@@ -227,3 +227,38 @@ def doubling(shape, source="x", result="y"):
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
+
+
+# --- the time of nodes ---------------------------------------------------------------------------
+
+
+def test_times_of_the_nodes_of_two_files(artifact, artifact_path, tmp_path, monkeypatch):
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path in paths:
+        path.write_bytes(artifact_path.read_bytes())
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    first, second = onnxrt.node_times(paths, {"images": images(artifact)}, runs=3, threads=1)
+    assert first.keys() == second.keys()
+    assert len(first) > 58  # a node for each convolution, and others
+    assert all(0 <= ms < 1000 for ms in first.values())
+    assert sum(first.values()) > 0.05
+    assert not list((tmp_path / "working").iterdir())  # profiles are written beside the files
+
+
+def test_the_first_run_is_not_counted():
+    def event(ms):
+        return {"cat": "Node", "name": "/row0/Conv_kernel_time", "dur": 1000 * ms}
+
+    events = [event(1), {"cat": "Session", "name": "run"}, event(3), event(2)]
+    assert onnxrt._node_times(events) == {"/row0/Conv": 2.0}
+
+
+def test_times_of_a_file_that_cannot_be_run(artifact_path, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(artifact_path.read_bytes())
+    with pytest.raises(DeviceError, match=r"a\.onnx failed"):
+        onnxrt.node_times([path], {"pixels": np.zeros(1, np.float32)}, runs=1)
+    path.write_bytes(b"no model")
+    with pytest.raises(DeviceError, match="cannot open"):
+        onnxrt.node_times([path], {}, runs=1)

@@ -20,7 +20,7 @@ interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 flatbuffers = pytest.importorskip("flatbuffers")
 
 DTYPES = {"int8": 9, "uint8": 3}  # TensorType of schema.fbs
-SCALE, ZERO = 0.25, 3
+SCALE, ZEROS = 1 / 255, {"int8": -128, "uint8": 0}  # of pixels from 0 to 1
 
 
 @pytest.fixture
@@ -28,15 +28,17 @@ def artifact(make):
     return make("litert").artifact
 
 
-def quantized(manifest, path: Path, dtype="int8", scale=SCALE, signatures=1) -> Artifact:
+def quantized(manifest, path: Path, dtype="int8", scale=SCALE, zero=None, signatures=1):
     """An integer model with one level: the maxima of cells of 32 x 32 pixels, channels twice."""
     from ai_edge_litert import schema_py_generated as schema
+
+    zero = ZEROS[dtype] if zero is None else zero
 
     def tensor(name, shape):
         found = schema.TensorT()
         found.name, found.shape, found.type = name, shape, DTYPES[dtype]
         found.quantization = schema.QuantizationParametersT()
-        found.quantization.scale, found.quantization.zeroPoint = [scale], [ZERO]
+        found.quantization.scale, found.quantization.zeroPoint = [scale], [zero]
         return found
 
     def operator(index, inputs, output, kind, options):
@@ -83,12 +85,12 @@ def quantized(manifest, path: Path, dtype="int8", scale=SCALE, signatures=1) -> 
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(builder.Output())
-    head = OutputInfo("head0", "head", (1, 2, 3, 6), 0, dtype, "NHWC", "logit", SCALE, ZERO)
+    head = OutputInfo("head0", "head", (1, 2, 3, 6), 0, dtype, "NHWC", "logit", scale, zero)
     described = replace(
         manifest,
         nc=1,
         names=("nut",),
-        input=InputInfo("images", 1, 64, 96, "NHWC", dtype),
+        input=InputInfo("images", 1, 64, 96, "NHWC", dtype, scale=1.0, zero_point=ZEROS[dtype]),
         outputs=(head,),
         levels=(LevelInfo(32, ((8.0, 9.0),)),),
         precision="int8",
@@ -108,21 +110,28 @@ def test_integer_tensors(artifact, tmp_path, dtype):
     expected = images.reshape(1, 2, 32, 3, 32, 3).max(axis=(2, 4))
     np.testing.assert_array_equal(found, np.concatenate([expected, expected], axis=3))
     assert found.dtype == dtype
-    assert (session.outputs[0].scale, session.outputs[0].zero_point) == (SCALE, ZERO)
+    assert (session.outputs[0].scale, session.outputs[0].zero_point) == (SCALE, ZEROS[dtype])
     assert session.arithmetic == "int8 (LiteRT with XNNPACK, cpu)"
     with pytest.raises(ConfigError, match=f"images is float32 .* expected {dtype}"):
         session.infer({"images": images.astype(np.float32)})
 
 
-def test_another_scale_than_the_manifests_is_refused(artifact, tmp_path):
-    made = quantized(artifact.manifest, tmp_path / "q.tflite", scale=0.5)
-    with pytest.raises(ArtifactError, match=r"head0 with scale and zero point .*0\.5.*0\.25"):
+def test_another_scale_of_an_output_than_the_manifests_is_refused(artifact, tmp_path):
+    made = quantized(artifact.manifest, tmp_path / "q.tflite")
+    (head,) = made.manifest.outputs
+    for changes in ({"scale": 0.5}, {"zero_point": 3}, {"scale": None, "zero_point": None}):
+        changed = replace(made.manifest, outputs=(replace(head, **changes),))
+        with pytest.raises(ArtifactError, match=r"tensor head0 with scale and zero point .0\.0039"):
+            tflite.open(replace(made, manifest=changed), SessionOptions())
+
+
+@pytest.mark.parametrize("changes", [{"scale": 0.25}, {"zero": 3}, {"dtype": "uint8", "zero": 7}])
+def test_integer_inputs_must_be_pixels_from_0_to_1(artifact, tmp_path, changes):
+    made = quantized(artifact.manifest, tmp_path / "q.tflite", **changes)
+    with pytest.raises(
+        ArtifactError, match=r"tensor images with scale .*, its manifest has \(0\.0039"
+    ):
         tflite.open(made, SessionOptions())
-    plain = replace(made.manifest.outputs[0], scale=None, zero_point=None)
-    with pytest.raises(ArtifactError, match="scale and zero point"):
-        tflite.open(
-            replace(made, manifest=replace(made.manifest, outputs=(plain,))), SessionOptions()
-        )
 
 
 def test_a_file_with_two_signatures_is_refused(artifact, tmp_path):

@@ -6,7 +6,7 @@ reaches about half of ``MAX_LIVE`` and at most a fifth of the other limits.
 """
 
 MAX_CLASSES = 65_536
-MAX_NAME = 256  # characters of a class or model name
+MAX_NAME = 256  # characters of the name of a class, model or layer
 MAX_HEADER = 16 << 20  # bytes of a checkpoint's header, before its tensors
 MAX_DEPTH = 32  # levels of nesting
 
@@ -16,6 +16,7 @@ MAX_PIXELS = 1 << 25  # of one image: 8192x4096
 MAX_BATCH = 1024
 MAX_DET = 100_000  # boxes per image
 MAX_PROBES = 8  # an export makes two, or three for a dynamic batch
+MAX_CALIBRATION = 10_000  # images; 256 by default
 MAX_BATCH_PIXELS = 1 << 26  # of a fixed batch: 163 images of 640x640
 MAX_OUTPUTS = 1 << 29  # output values of a fixed batch
 MAX_LIVE = 400_000_000  # activations in memory at once, per image: 1.6 GB

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The input tensor. Its values are pixel values (0..255) times ``scale``."""
+    """The input tensor: values are ``scale`` x pixel values (0..255) + ``zero_point``."""
 
     name: str
     batch: Dim
@@ -65,6 +65,7 @@ class InputInfo:
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
     levels: tuple[int, int] | None = None  # pixel values of 16-bit images that map to 0 and 255
+    zero_point: int = 0  # -128 if the input is int8
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
@@ -197,8 +198,38 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How an int8 artifact was made.
+
+    Attributes:
+        profile: Profile of the QDQ graph.
+        ranges: Method that chose the ranges of activations.
+        calibration: SHA-256 of the calibration images and their names.
+        images: Their names, relative to the data set.
+        kept: Names of the convolutions that stay in float.
+        share: Share of the multiplications that are computed in integers.
+        corrections: Names of the corrections of weights and biases.
+    """
+
+    profile: str
+    ranges: str
+    calibration: str
+    images: tuple[str, ...]
+    kept: tuple[str, ...]
+    share: float
+    corrections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(bool(_HEX.fullmatch(self.calibration)), "calibration is not a SHA-256")
+        count, most = len(self.images), bounds.MAX_CALIBRATION
+        _check(0 < count <= most, f"there are {count} calibration images, expected 1 to {most}")
+        _check_lengths("name", (self.profile, self.ranges, *self.kept, *self.corrections))
+        _check(0 <= self.share <= 1, f"share is {self.share}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
 class Samples:
-    """Sampled values of one output of the reference model.
+    """Sampled values of one output of the reference model; of the artifact itself in int8.
 
     For an output ``detections``, whole rows are sampled. Each is compared with the nearest row of
     the same image and class.
@@ -220,7 +251,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Probe:
-    """A generated input, and samples of the reference model's outputs for it."""
+    """A generated input, and samples of the outputs for it."""
 
     recipe: str  # name of the function that generates the input from ``key`` and ``batch``
     key: str
@@ -264,6 +295,7 @@ class Manifest:
     probes: tuple[Probe, ...] = ()
     threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # optional inputs
     engine: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -273,20 +305,13 @@ class Manifest:
             f"nc is {self.nc} and there are {len(self.names)} class names, expected one name per "
             f"class, for at most {bounds.MAX_CLASSES} classes",
         )
-        _check(
-            all(len(name) <= bounds.MAX_NAME for name in self.names),
-            f"a class name has more than {bounds.MAX_NAME} characters",
-        )
+        _check_lengths("class name", self.names)
         _check_texts([self.model, self.target, self.licence, *self.names])
         count, most = len(self.probes), bounds.MAX_PROBES
         _check(count <= most, f"there are {count} probes, expected at most {most}")
         for probe in self.probes:
             fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
-            _check(
-                fits,
-                f"a probe has {probe.batch} images of {self.input.pixels} pixels, expected at most "
-                f"{bounds.MAX_BATCH_PIXELS} pixels in all",
-            )
+            _check(fits, f"a probe has {probe.batch} images, too many of this size")
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
         self._check_outputs()
@@ -428,6 +453,11 @@ def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
 def _check(condition: bool, problem: str) -> None:
     if not condition:
         raise ArtifactError(problem)
+
+
+def _check_lengths(what: str, names: Iterable[str]) -> None:
+    fits = all(len(name) <= bounds.MAX_NAME for name in names)
+    _check(fits, f"a {what} has more than {bounds.MAX_NAME} characters")
 
 
 def _check_texts(value: Any) -> None:

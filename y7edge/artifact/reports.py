@@ -115,11 +115,25 @@ class AccuracyDifference:
     reference: float  # mAP of the model
     artifact: float  # mAP of the artifact
     limit: float | None  # largest accepted drop; None: only measured
+    earlier: float = 0.0  # drop of the model itself, if it is an int8 artifact, from its manifest
 
     @property
     def drop(self) -> float:
-        """The model's mAP minus the artifact's; negative if the artifact is better."""
-        return round(self.reference - self.artifact, 6)
+        """The model's mAP minus the artifact's, and what the model itself lost before.
+
+        Negative if the artifact is better.
+        """
+        return round(self.reference - self.artifact + self.earlier, 6)
+
+
+@dataclass(frozen=True)
+class FallbackStep:
+    """An attempt to quantise all convolutions but some, until the mAP drops little enough."""
+
+    kept: tuple[str, ...]  # convolutions that went back to float, the first ones first
+    share: float  # of the multiplications that are computed in integers
+    artifact: float  # mAP@0.5:0.95
+    drop: float
 
 
 @dataclass(frozen=True)
@@ -142,12 +156,15 @@ class ParityReport:
     origin: Origin | None = None
     measured: Measured | None = None
     accuracy: AccuracyDifference | None = None  # None if no data set was given
+    fallback: tuple[FallbackStep, ...] = ()  # of int8 artifacts, in the order of the attempts
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat JSON record: the entries of ``origin`` and ``measured`` become its own."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
+        if not self.fallback:
+            own.pop("fallback")
         return {**origin, **own, **measured}
 
     @classmethod

@@ -192,7 +192,7 @@ def _gate(model: Manifest, milliseconds: NDArray[np.float64]) -> Gate:
     unit_ms, *stages = milliseconds.tolist()
     pre, post, rest = (round(stage / unit_ms, 3) for stage in stages)
     budget = {**BUDGET, "rest": round(max(BUDGET["rest"], REST_MS / unit_ms), 3)}
-    if model.input.dtype == "uint8":
+    if model.input.dtype in ("uint8", "int8"):
         budget["pre"] = PRE_UINT8
     if model.outputs[0].role != "head":
         budget["post"] = POST_DECODED
@@ -276,6 +276,10 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
             values = _sigmoid(head) if output.activation == "sigmoid" else head
             planes = values.reshape(1, -1, *head.shape[2:])
             planes = np.moveaxis(planes, 1, -1) if output.layout == "NHWC" else planes
+            if output.scale is not None:
+                limits = np.iinfo(output.dtype)
+                steps = np.rint(planes / output.scale) + (output.zero_point or 0)
+                planes = steps.clip(limits.min, limits.max)
             found[output.name] = np.ascontiguousarray(planes, output.dtype)
         return found
     if manifest.outputs[0].role == "detections":

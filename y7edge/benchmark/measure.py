@@ -267,7 +267,8 @@ class _Turn:
         self._frames, self._session = images(), session
         shape = [size if isinstance(size, int) else 1 for size in image.shape]
         values = 255 * np.random.default_rng(0).random(shape, np.float32)
-        self._feeds = {image.name: (values * np.float32(image.scale)).astype(image.dtype)}
+        values = values * np.float32(image.scale) + np.float32(image.zero_point)
+        self._feeds = {image.name: values.astype(image.dtype)}
         self._bare = session.bare(self._feeds)
         self.forget()
 

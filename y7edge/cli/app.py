@@ -34,6 +34,7 @@ from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
 from y7edge.cli.selftest import selftest
+from y7edge.cli.sensitivity import sensitivity
 from y7edge.cli.soup import soup
 from y7edge.cli.train import train
 from y7edge.cli.val import val
@@ -55,6 +56,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+    sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
     optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
     diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
@@ -72,6 +74,7 @@ EXTRAS = {
     "val": "opencv,eval",
     "data": "opencv,eval",
     "export": "export",
+    "sensitivity": "train",
     "optimize": "train",
     "verify": "export",
 }

@@ -14,6 +14,7 @@ from y7edge.cli.export import (
     Split,
     Target,
     TargetOptions,
+    Unverified,
     default_out,
     show_artifact,
     target_options,
@@ -36,6 +37,7 @@ def build(
     precision: _Precision = None,
     device: Device = "auto",
     option: TargetOptions = None,
+    unverified: Unverified = None,
     data: Data = None,
     split: Split = "val",
     max_map_drop: MaxMapDrop = None,
@@ -46,7 +48,8 @@ def build(
     Can run on the robot, because it needs neither torch nor the checkpoint. The new artifact is
     proved with the probes stored in the ONNX artifact. If an output deviates by more than the
     tolerance, or if the mAP on --data is lower than the ONNX artifact's by more than
-    --max-map-drop, no file is written and the exit code is 4.
+    --max-map-drop, no file is written and the exit code is 4. An int8 artifact needs --data; what
+    the ONNX artifact lost before is added to the drop.
     """
     from y7edge.detect.selftest import load_undamaged
     from y7edge.export.conversion import build as convert
@@ -62,6 +65,7 @@ def build(
             options=target_options(option),
             data=data and Baseline(load_undamaged(artifact), data, split, progress=note),
             max_map_drop=max_map_drop,
+            unverified=unverified,
             progress=note,
         )
     show_artifact(made, as_json=as_json)

@@ -60,7 +60,8 @@ Unverified = Annotated[
     str | None,
     typer.Option(
         metavar="REASON",
-        help="Export without a proof, if no runtime supports the target; REASON is recorded.",
+        help="Export without a proof, if no runtime supports the target, or in int8 if there is no "
+        "labelled data set; REASON is recorded.",
     ),
 ]
 
@@ -74,8 +75,37 @@ Split = Annotated[str, typer.Option(help="Split of --data: train, val or test.")
 MaxMapDrop = Annotated[
     float | None,
     typer.Option(
-        callback=finite, help="Exit with 4 if mAP@0.5:0.95 on --data drops by more than this."
+        callback=finite,
+        help="Exit with 4 if mAP@0.5:0.95 on --data drops by more than this; default: 0.005 in "
+        "int8, else no limit.",
     ),
+]
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATA",
+        help="Data set or folder of images to calibrate int8; default: the training split of "
+        "--data.",
+    ),
+]
+_CalibImages = Annotated[
+    int | None, typer.Option(min=1, help="Number of calibration images; default: 256.")
+]
+_Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="{profiles}",
+        help="Types of activations and weights of the int8 graph; default: the target's.",
+    ),
+]
+_Ranges = Annotated[
+    str | None,
+    typer.Option(
+        metavar="minmax|percentile|mse", help="How the ranges of int8 activations are chosen."
+    ),
+]
+_QuantizeHeads = Annotated[
+    bool, typer.Option("--quantize-heads", help="Quantise the last convolutions too.")
 ]
 
 
@@ -98,6 +128,11 @@ def export(
     data: Data = None,
     split: Split = "val",
     max_map_drop: MaxMapDrop = None,
+    profile: _Profile = None,
+    calib: Calib = None,
+    calib_images: _CalibImages = None,
+    ranges: _Ranges = None,
+    quantize_heads: _QuantizeHeads = False,
     as_json: Json = False,
 ) -> None:
     """Fold a checkpoint, write it as an artifact, and prove the artifact.
@@ -105,6 +140,8 @@ def export(
     The artifact is run in its own engine and compared with the unfolded model. If it deviates by
     more than the tolerance, or if its mAP on --data drops by more than --max-map-drop, the report
     is printed, no file is written and the exit code is 4.
+
+    An int8 artifact needs --data: layers go back to float until the drop of the mAP is accepted.
     """
     from y7edge.export.pipeline import export as make
     from y7edge.export.proof.accuracy import Baseline
@@ -131,6 +168,11 @@ def export(
             unverified=unverified,
             data=data and Baseline(model, data, split, device="auto", progress=note),
             max_map_drop=max_map_drop,
+            profile=profile,
+            calib=calib,
+            calib_images=calib_images,
+            ranges=ranges,
+            quantize_heads=quantize_heads,
             progress=note,
         )
     show_artifact(artifact, as_json=as_json)

@@ -42,6 +42,7 @@ def _filled(text: str) -> str:
         "{inputs}": "|".join(dict.fromkeys(kind for t in known for kind in t.INPUTS)),
         "{rewrites}": ", ".join(REWRITES),
         "{outputs}": "|".join(dict.fromkeys(output for t in known for output in t.OUTPUTS)),
+        "{profiles}": "|".join(dict.fromkeys(p for t in known for p in t.PROFILES)),
         "{precisions}": "|".join(dict.fromkeys(p for t in known for p in t.PRECISIONS)),
     }
     for name, found in lists.items():

@@ -141,6 +141,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "licence": manifest.licence,
         "tools": manifest.tools,
         "engine": manifest.engine,
+        "quantization": manifest.quantization and asdict(manifest.quantization),
         "source": asdict(manifest.source),
         "payload_digest": manifest.payload_digest,
         "digest": manifest.digest,
@@ -174,6 +175,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
         "engine": _entries(record.get("engine")),
+        "quantization": _quantization(record.get("quantization")),
     }
     if assumed := flat.pop("assumed", None):
         flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
@@ -191,6 +193,16 @@ def _entries(values: dict[str, Any] | None) -> str | None:
     """Format what the file is tied to, without the entries that do not apply."""
     given = {key: value for key, value in (values or {}).items() if value not in (None, False, [])}
     return ", ".join(f"{key} {value}" for key, value in given.items()) or None
+
+
+def _quantization(values: dict[str, Any] | None) -> str | None:
+    if not values:
+        return None
+    kept = _joined(values["kept"]) or "no convolution"
+    return (
+        f"profile {values['profile']}, {values['share']:.1%} of the multiplications, ranges by "
+        f"{values['ranges']} of {len(values['images'])} images; in float: {kept}"
+    )
 
 
 def _thresholds(values: dict[str, Any] | None) -> str | None:

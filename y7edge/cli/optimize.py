@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from y7edge.cli.console import note, show, table
+from y7edge.cli.export import Calib
 from y7edge.cli.models import say_random
 from y7edge.cli.options import Images, Json, Size, Threads, finite
 
@@ -46,6 +47,7 @@ def optimize(
     max_map_drop: _Drop = 0.01,
     target: _Targets = None,
     images: Images = None,
+    calib: Calib = None,
     threads: Threads = None,
     runs: _Runs = 100,
     as_json: Json = False,
@@ -71,6 +73,7 @@ def optimize(
         max_map_drop=max_map_drop,
         only=target,
         images=images,
+        calib=calib,
         threads=threads,
         runs=runs,
         progress=note,

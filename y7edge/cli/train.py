@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from y7edge.cli.options import Json, UsageError
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from y7edge.export.qat import QatResult
     from y7edge.train.run.loop import TrainResult
     from y7edge.train.settings.config import TrainConfig
     from y7edge.train.settings.recipes import NamedRecipe
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 # Augmentations that combine several images; --rect turns them off.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
+# Options of --qat, and those that both kinds of training have -> field of QatConfig.
+_QAT_ONLY = {
+    "--qat-profile": "profile",
+    "--qat-ranges": "ranges",
+    "--quantize-heads": "quantize_heads",
+    "--qat-iterations": "iterations",
+}
+_QAT_TOO = {
+    **{f"--{name}": name for name in ("data", "imgsz", "batch", "device", "out", "seed")},
+    "--checkpoint-minutes": "checkpoint_minutes",
+}
 
 _what = partial(typer.Option, rich_help_panel="What to train")
 _Data = Annotated[
@@ -153,6 +165,29 @@ _Licence = Annotated[
 ]
 
 
+_qat = partial(typer.Option, rich_help_panel="Quantisation-aware training")
+_Qat = Annotated[
+    Path | None,
+    _qat(
+        metavar="CHECKPOINT",
+        help="Train this float checkpoint for its int8 graph. Labels are optional. Also takes "
+        "--data, --imgsz, --batch, --device, --out, --seed and --checkpoint-minutes.",
+    ),
+]
+_QatProfile = Annotated[
+    str | None, _qat(metavar="NAME", help="Profile of the int8 graph; default: u8s8.")
+]
+_QatRanges = Annotated[
+    str | None, _qat(metavar="METHOD", help="How the ranges of activations are chosen.")
+]
+_QatHeads = Annotated[
+    bool, _qat("--quantize-heads", help="Also quantise the convolutions that write the outputs.")
+]
+_Iterations = Annotated[
+    int | None, _qat("--qat-iterations", min=10, help="Number of batches; default: 400.")
+]
+
+
 def train(
     ctx: typer.Context,
     data: _Data = None,
@@ -190,6 +225,11 @@ def train(
     seed: _Seed = 0,
     profile: _Profile = 0,
     licence: _Licence = "unspecified",
+    qat: _Qat = None,
+    qat_profile: _QatProfile = None,
+    qat_ranges: _QatRanges = None,
+    quantize_heads: _QatHeads = False,
+    qat_iterations: _Iterations = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on labelled images.
@@ -202,37 +242,106 @@ def train(
     if print_recipe:
         _print_recipe(recipe, model, asked, rect, as_json)
         return
+    if resume is not None:
+        _resume(resume, given(ctx), as_json)
+        return
+    if data is None:
+        raise UsageError("Missing option '--data'.", ctx=ctx)
+    if require_fitting(given(ctx)):
+        _train_quantized(ctx.params, given(ctx), as_json)
+        return
+    from y7edge.train.settings.config import TrainConfig
+
+    config = TrainConfig(
+        data=data, model=model, weights=weights, imgsz=imgsz, width=width,
+        freeze=_frozen_rows(freeze or [], model),
+        single_cls=single_cls, autoanchor=autoanchor,
+        recipe=chosen_recipe(recipe, model, asked, rect=rect).recipe,
+        assigner=assigner, rect=rect, multi_scale=multi_scale, image_weights=image_weights,
+        cache=cache, workers=workers, epochs=epochs, batch=batch, patience=patience,
+        device=device, devices=devices, nodes=nodes, sync_bn=sync_bn,
+        precision=PRECISIONS.get(precision, precision), compile=compile, out=out,
+        checkpoint_minutes=checkpoint_minutes, report=report, profile=profile, seed=seed,
+        licence=licence, command=command_line(ctx),
+    )  # fmt: skip
+    _train(config, as_json)
+
+
+def _train(config: TrainConfig, as_json: bool) -> None:
+    """Train, or only measure the time of some iterations."""
     from y7edge.train.run import loop
     from y7edge.train.run.profile import profile as measure
     from y7edge.train.run.progress import for_terminal
-    from y7edge.train.settings.config import TrainConfig
 
-    if resume is not None:
-        require_alone(resume, given(ctx))
-        result = loop.resume(resume, progress=for_terminal())
-    elif data is None:
-        raise UsageError("Missing option '--data'.", ctx=ctx)
-    else:
-        config = TrainConfig(
-            data=data, model=model, weights=weights, imgsz=imgsz, width=width,
-            freeze=_frozen_rows(freeze or [], model),
-            single_cls=single_cls, autoanchor=autoanchor,
-            recipe=chosen_recipe(recipe, model, asked, rect=rect).recipe,
-            assigner=assigner, rect=rect, multi_scale=multi_scale, image_weights=image_weights,
-            cache=cache, workers=workers, epochs=epochs, batch=batch, patience=patience,
-            device=device, devices=devices, nodes=nodes, sync_bn=sync_bn,
-            precision=PRECISIONS.get(precision, precision), compile=compile, out=out,
-            checkpoint_minutes=checkpoint_minutes, report=report, profile=profile, seed=seed,
-            licence=licence, command=command_line(ctx),
-        )  # fmt: skip
-        _note_remarks(config)
-        if profile:
-            found = measure(config, progress=for_terminal())
-            show(found.to_dict(), found.lines(), as_json=as_json)
-            return
-        result = loop.train(config, progress=for_terminal())
+    _note_remarks(config)
+    if config.profile:
+        found = measure(config, progress=for_terminal())
+        show(found.to_dict(), found.lines(), as_json=as_json)
+        return
+    result = loop.train(config, progress=for_terminal())
     if is_first():
         _show(result, as_json)
+
+
+def _resume(folder: Path, options: Mapping[str, object], as_json: bool) -> None:
+    """Resume a training of either kind."""
+    from y7edge.export import qat
+    from y7edge.train.run import loop
+    from y7edge.train.run.progress import for_terminal
+
+    require_alone(folder, options)
+    if qat.is_run(folder):
+        _show_quantized(qat.resume(folder, progress=for_terminal()), as_json)
+        return
+    result = loop.resume(folder, progress=for_terminal())
+    if is_first():
+        _show(result, as_json)
+
+
+def require_fitting(options: Iterable[str]) -> bool:
+    """Return whether ``--qat`` is given; raise ConfigError for options that do not fit it."""
+    names = set(options)
+    if "--qat" not in names:
+        if others := sorted(names & set(_QAT_ONLY)):
+            raise ConfigError(f"{others[0]} is for --qat: omit it, or give --qat CHECKPOINT")
+        return False
+    if others := sorted(names - {"--qat", "--json", *_QAT_ONLY, *_QAT_TOO}):
+        raise ConfigError(
+            f"--qat starts from a trained model, without a recipe: omit {', '.join(others)}"
+        )
+    return True
+
+
+def _train_quantized(values: Mapping[str, Any], options: Iterable[str], as_json: bool) -> None:
+    """Train a checkpoint for its int8 graph; only given options differ from the defaults."""
+    from y7edge.export import qat
+    from y7edge.train.run.progress import for_terminal
+    from y7edge.train.settings.qat import QatConfig
+
+    fields = {"--qat": "checkpoint", **_QAT_ONLY, **_QAT_TOO}
+    chosen = {
+        fields[name]: values[name.strip("-").replace("-", "_")]
+        for name in options
+        if name in fields
+    }
+    _show_quantized(qat.train(QatConfig(**chosen), progress=for_terminal()), as_json)
+
+
+def _show_quantized(result: QatResult, as_json: bool) -> None:
+    start, chosen = result.start, result.chosen
+    record = {
+        "folder": result.folder,
+        "best": result.best,
+        "last": result.last,
+        "iterations": result.iterations,
+        "best_iterations": chosen.iterations,
+        "loss": chosen.loss,
+        "loss_before": start.loss,
+        "map50_95": chosen.map50_95,
+        "map50_95_before": start.map50_95,
+        "map50_95_float": start.float_map50_95,
+    }
+    show(record, facts(record), as_json=as_json)
 
 
 def require_alone(folder: Path, options: Iterable[str]) -> None:

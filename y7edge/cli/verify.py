@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import note, show
+from y7edge.cli.export import Data, MaxMapDrop, Split
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
 from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
@@ -25,26 +26,34 @@ def verify(
     device: Device = "auto",
     threads: Threads = None,
     ignore_digests: _IgnoreDigests = False,
+    data: Data = None,
+    split: Split = "val",
+    max_map_drop: MaxMapDrop = None,
     as_json: Json = False,
 ) -> None:
     """Check an artifact's digests, and repeat its proof against its checkpoint.
 
     The exit code is 4 if the artifact was changed, was exported from another checkpoint, or
-    computes other outputs than the checkpoint.
+    computes other outputs than the checkpoint. With --data, also if its mAP is too low; an int8
+    artifact is compared with the checkpoint only by this.
     """
+    from y7edge.export.proof.accuracy import Baseline
     from y7edge.export.proof.verify import verify as prove
     from y7edge.nn.source import open_checkpoint
 
     say_random(against)
+    checkpoint = open_checkpoint(against)
     with report_even_if_failed(as_json):
         report = prove(
             artifact,
-            open_checkpoint(against),
+            checkpoint,
             images=images,
             backend=backend,
             device=device,
             threads=threads,
             ignore_digests=ignore_digests,
+            data=data and Baseline(checkpoint, data, split, progress=note),
+            max_map_drop=max_map_drop,
             progress=note,
         )
     lines = [f"{artifact}: {report.status}", *parity_lines(report)]

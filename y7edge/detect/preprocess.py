@@ -30,8 +30,10 @@ MAX_VALUES = 1 << 30  # per image; a broadcast numpy view can have any size
 Color = Literal["bgr", "rgb", "nv12"]
 """Order of an image's channels; a fourth channel (alpha) is ignored. NV12: see ``nv12_to_bgr``."""
 
-DTYPES = ("float32", "float16", "uint8")
-"""Supported dtypes of the network's input; a uint8 input has pixel values 0..255."""
+DTYPES = ("float32", "float16", "uint8", "int8")
+"""Supported dtypes of the network's input: uint8 has pixel values 0..255, int8 these minus 128."""
+
+_INTEGERS = {"uint8": (1.0, 0), "int8": (1.0, -128)}  # scale and zero point
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,12 @@ class Preprocessor:
                 f"the network's input is {dtype} {layout}, expected {', '.join(DTYPES)} and NCHW "
                 "or NHWC: export it again with such an input"
             )
-        if dtype == "uint8" and scale != 1:
-            raise ConfigError(f"the network's input is uint8 with scale {scale}, expected 1")
+        found, expected = (scale, network.zero_point), _INTEGERS.get(dtype, (scale, 0))
+        if found != expected:
+            raise ConfigError(
+                f"the network's input is {dtype} with scale and zero point {found}, expected "
+                f"{expected}: export it again with such an input"
+            )
         self._hw = height, width = network.height, network.width
         self._channels_last = layout == "NHWC"
         shape = (height, width, 3) if self._channels_last else (3, height, width)
@@ -116,7 +122,7 @@ class Preprocessor:
         self._order, self._levels = network.color, network.levels
         # Division by 255 rounds every value correctly; multiplication by 1/255 does not.
         self._divisor = np.float32(1 / scale)
-        self._border = np.float32(network.letterbox.pad) / self._divisor
+        self._border = np.float32(network.letterbox.pad) / self._divisor + network.zero_point
         levels = np.arange(256, dtype=np.float32)
         self._halves = (levels / self._divisor).astype(np.float16).view(np.uint16)
         self._geometry: Geometry | None = None  # of the last image
@@ -169,6 +175,8 @@ class Preprocessor:
     def _write(self, pixels: NDArray[Any], part: NDArray[Any]) -> None:
         if part.dtype == np.uint8:
             part[...] = pixels
+        elif part.dtype == np.int8:  # flipping the highest bit subtracts 128
+            np.bitwise_xor(pixels, np.uint8(128), out=part.view(np.uint8))
         elif part.dtype == np.float16:  # numpy converts to float16 one value at a time
             cv2.LUT(np.ascontiguousarray(pixels), self._halves, dst=part.view(np.uint16))
         else:

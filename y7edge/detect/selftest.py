@@ -71,7 +71,7 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
 
 def recipe_for(image: InputInfo) -> str:
     """Return the name of the method that generates probes for an input (``Probe.recipe``)."""
-    return RECIPE_8BIT if image.dtype == "uint8" else RECIPE
+    return RECIPE_8BIT if image.dtype in ("uint8", "int8") else RECIPE
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
@@ -165,19 +165,23 @@ def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
     """Convert pixels (B, 3, H, W) float32, 0..1, to the input's layout, dtype and scale.
 
     Raises:
-        ArtifactError: dtype or scale is not supported, or the input is uint8 and a pixel is not a
-            multiple of 1/255.
+        ArtifactError: dtype, scale or zero point is not supported, or the input has 8-bit integers
+            and a pixel is not a multiple of 1/255.
     """
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
-    if image.dtype == "uint8" and image.scale == 1:
+    found = image.dtype, image.scale, image.zero_point
+    if found in (("uint8", 1, 0), ("int8", 1, -128)):
         whole = np.rint(ordered * _WHITE)
         if not np.array_equal(whole.clip(0, _WHITE) / _WHITE, ordered):
-            raise ArtifactError("a pixel for a uint8 input is not a multiple of 1/255, from 0 to 1")
-        ordered = whole
-    elif not image.dtype.startswith("float") or image.scale != 1 / 255:
+            raise ArtifactError(
+                f"a pixel for {image.dtype} inputs is not a multiple of 1/255, from 0 to 1"
+            )
+        ordered = whole + np.float32(image.zero_point)
+    elif found not in (("float32", 1 / 255, 0), ("float16", 1 / 255, 0)):
         raise ArtifactError(
-            f"the input is {image.dtype} with scale {image.scale:g}, expected float32 or float16 "
-            "with scale 1/255, or uint8 with scale 1"
+            f"the input is {image.dtype} with scale {image.scale:g} and zero point "
+            f"{image.zero_point}, expected float32 or float16 with scale 1/255, uint8 with scale "
+            "1, or int8 with scale 1 and zero point -128"
         )
     return np.ascontiguousarray(ordered, image.dtype)
 

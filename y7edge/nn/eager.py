@@ -23,6 +23,7 @@ from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, from_checkpoint, set_threads
+from y7edge.nn.quantized import QuantizedGraph
 from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes.base import Session, SessionOptions, parse_device
 
@@ -67,7 +68,9 @@ class EagerSession(Session):
     backend = "torch"
     why = "torch runs checkpoints"
 
-    def __init__(self, model: Model, manifest: Manifest, options: SessionOptions) -> None:
+    def __init__(
+        self, model: Model | QuantizedGraph, manifest: Manifest, options: SessionOptions
+    ) -> None:
         self.manifest = manifest
         self._device = pick_device(options.device)
         super().__init__(
@@ -80,16 +83,16 @@ class EagerSession(Session):
         if options.threads is not None:
             set_threads(options.threads)
         self.threads = torch.get_num_threads()
-        self._model: Model | None = model.to(self._device).eval()
+        self._model: Model | QuantizedGraph | None = model.to(self._device).eval()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         assert self._model is not None
         images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
         # TF32 has a mantissa of only 10 bits.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            heads = self._model(images)
+            heads = self._model.heads(images)
         return {
-            spec.name: head.permute(0, 1, 4, 2, 3).flatten(1, 2).float().cpu().numpy()
+            spec.name: head.float().cpu().contiguous().numpy()
             for spec, head in zip(self.outputs, heads, strict=True)
         }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -33,6 +36,20 @@ def model():
     )
     opset = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, ir_version=8, opset_imports=opset, producer_name="y7edge")
+
+
+def test_telemetry_is_off(model, tmp_path):
+    # The telemetry of ONNX Runtime leaves a file in the temporary folder; in tests it is off.
+    silencers = ("ORT_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+    environment = {k: v for k, v in os.environ.items() if k not in silencers}
+    path, temporary = tmp_path / "m.onnx", tmp_path / "temporary"
+    onnx.save(model, path)
+    temporary.mkdir()
+    script = "import onnx; from y7edge.export.graph.simplify import simplify\n"
+    script += f"assert simplify(onnx.load({str(path)!r}))[1].startswith('simplified: ')"
+    environment["TMPDIR"] = str(temporary)
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert list(temporary.iterdir()) == []
 
 
 def test_equal_graph_is_kept(model):

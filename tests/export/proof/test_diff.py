@@ -307,17 +307,19 @@ def test_weights_that_were_rounded_silently(good, tmp_path):
 
 
 class Bytes(FakeSession):
-    """A model with a uint8 NHWC input, in which the graph divides by 255."""
+    """A model with an 8-bit NHWC input, which the graph converts to 0..1."""
 
     def _run(self, feeds):
         (pixels,) = feeds.values()
-        assert pixels.dtype == np.uint8
-        return super()._run({"images": pixels.transpose(0, 3, 1, 2) / np.float32(255)})
+        assert pixels.dtype == self.inputs[0].dtype
+        grey = pixels.transpose(0, 3, 1, 2).astype(np.float32) + 128 * (pixels.dtype == np.int8)
+        return super()._run({"images": grey / np.float32(255)})
 
 
-def test_inputs_of_bytes_and_floats_are_compared_as_pixels():
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("int8", -128)])
+def test_inputs_of_bytes_and_floats_are_compared_as_pixels(dtype, zero):
     manifest = make_manifest()
-    changed = replace(manifest.input, dtype="uint8", layout="NHWC", scale=1.0)
+    changed = replace(manifest.input, dtype=dtype, layout="NHWC", scale=1.0, zero_point=zero)
     sides = [
         Opened(name, kind(described), described)
         for name, kind, described in (

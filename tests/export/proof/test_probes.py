@@ -46,19 +46,27 @@ def test_pixels_are_converted_to_the_input():
     fed = as_input(pixels, replace(image, layout="NHWC", dtype="float16"))
     assert (fed.shape, fed.dtype, fed.flags.c_contiguous) == ((2, 64, 96, 3), np.float16, True)
     np.testing.assert_array_equal(np.moveaxis(fed, 3, 1), pixels.astype(np.float16))
-    for changes in ({"dtype": "int8"}, {"dtype": "uint8"}, {"scale": 1.0}):
+    for changes in (
+        {"dtype": "int8"},
+        {"dtype": "int8", "scale": 1.0},
+        {"dtype": "uint8"},
+        {"scale": 1.0},
+        {"zero_point": 1},
+    ):
         with pytest.raises(ArtifactError, match=r"the input is \w+ with scale .*expected float32"):
             as_input(pixels, replace(image, **changes))
 
 
-def test_pixels_for_a_uint8_input_are_exact_or_refused():
-    image = replace(make_manifest().input, layout="NHWC", dtype="uint8", scale=1.0)
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("int8", -128)])
+def test_pixels_for_an_8_bit_input_are_exact_or_refused(dtype, zero):
+    image = make_manifest().input
+    image = replace(image, layout="NHWC", dtype=dtype, scale=1.0, zero_point=zero)
     grey = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     grey.reshape(-1)[:256] = np.arange(256)
     pixels = np.ascontiguousarray(grey.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
     fed = as_input(pixels, image)
-    assert (fed.dtype, fed.flags.c_contiguous) == (np.uint8, True)
-    np.testing.assert_array_equal(fed, grey)
+    assert (fed.dtype, fed.flags.c_contiguous) == (dtype, True)
+    np.testing.assert_array_equal(fed.astype(int) - zero, grey)
     for wrong in (np.float32(0.5), np.float32(1.1), np.float32(-1 / 255), np.float32(np.nan)):
         changed = pixels.copy()
         changed[1, 2, 3, 4] = wrong

@@ -95,8 +95,7 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
                 raise
             sys.exit(0)  # rank 0 reports the error
         except RuntimeError as error:
-            # On a CPU, torch raises a plain RuntimeError if memory runs out.
-            if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} "
                     "px: start a new run with a smaller --batch or --imgsz, and with the --weights "
@@ -114,6 +113,11 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
         if ranks.world > 1:
             distributed.destroy_process_group()
     return result
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether torch had too little memory; on a CPU, this is a plain RuntimeError."""
+    return isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _trainer(

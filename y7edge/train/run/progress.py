@@ -49,6 +49,9 @@ class Progress:
         On a GPU, this is called every tenth iteration, since reading the loss waits for the GPU.
         """
 
+    def advance(self, title: str, done: int, total: int, text: str) -> None:
+        """Display that ``done`` of ``total`` steps are done; ``text`` has their values."""
+
     def epoch(self, row: EpochRow) -> None:
         """Display a finished epoch; ``row`` is its row of ``results.csv``."""
 
@@ -91,19 +94,20 @@ class Bar(Lines):
 
     def step(self, status: Status) -> None:
         """Update the bar and the values beside it."""
+        self.advance(
+            f"epoch {status.epoch}/{status.epochs}",
+            status.iteration,
+            status.batches,
+            f"box {status.box:.4f}  obj {status.obj:.4f}  cls {status.cls:.4f}  "
+            f"lr {status.lr:.5f}  {status.memory_mb:.0f} MB  left {clock(status.eta_seconds)}",
+        )
+
+    def advance(self, title: str, done: int, total: int, text: str) -> None:
+        """Update the bar and the text beside it."""
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=status.batches, status="")
-        self._bar.update(
-            self._task,
-            description=f"epoch {status.epoch}/{status.epochs}",
-            completed=status.iteration,
-            total=status.batches,
-            status=(
-                f"box {status.box:.4f}  obj {status.obj:.4f}  cls {status.cls:.4f}  "
-                f"lr {status.lr:.5f}  {status.memory_mb:.0f} MB  left {clock(status.eta_seconds)}"
-            ),
-        )
+            self._task = self._bar.add_task("", total=total, status="")
+        self._bar.update(self._task, description=title, completed=done, total=total, status=text)
 
     def close(self) -> None:
         """Remove the bar."""

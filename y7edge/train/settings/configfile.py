@@ -19,6 +19,7 @@ from y7edge.data.formats.plain_yaml import as_value, read_yaml
 from y7edge.errors import ConfigError, needing
 from y7edge.files import is_file, write_text
 from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.qat import QatConfig
 from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
 
@@ -29,7 +30,7 @@ UNUSED = {
     "anchors": "taken from the model, the weights or the search for anchors",
 }
 SUFFIXES = (".yaml", ".yml")
-_PATHS = ("data", "weights", "out")
+_PATHS = ("data", "weights", "checkpoint", "out")
 _log = logging.getLogger(__name__)
 
 
@@ -74,13 +75,14 @@ def recipe_text(recipe: NamedRecipe) -> str:
     return "\n".join((f"# {recipe.name}: {recipe.purpose}", *rows, ""))
 
 
-def write(config: TrainConfig, path: Path | str) -> None:
+def write(config: TrainConfig | QatConfig, path: Path | str) -> None:
     """Write a run's configuration with its complete recipe; paths are made absolute."""
     values = config.to_dict()
     for name in _PATHS:
-        if values[name] is not None:
+        if values.get(name) is not None:
             values[name] = str(Path(os.path.abspath(values[name])))  # noqa: PTH100 - keeps links
-    values["recipe"] = config.hyper.to_dict()
+    if isinstance(config, TrainConfig):
+        values["recipe"] = config.hyper.to_dict()
     write_text(path, f"# Configuration of a training run of y7edge.\n{_dump(values)}")
 
 
@@ -88,10 +90,21 @@ def read(path: Path | str) -> TrainConfig:
     """Read a run's configuration, and check it.
 
     Raises:
-        ConfigError: the file cannot be read, or it has an invalid key or value.
+        ConfigError: the file cannot be read, it has an invalid key or value, or it is that of a
+            quantisation-aware training.
         RuntimeMissing: PyYAML is not installed.
     """
+    config = read_any(path)
+    if isinstance(config, TrainConfig):
+        return config
+    raise ConfigError(f"{path}: expected a training with labels, found one with --qat")
+
+
+def read_any(path: Path | str) -> TrainConfig | QatConfig:
+    """Read a run's configuration of either kind; see :func:`read` for the errors."""
     values = _mapping(Path(path))
+    if "checkpoint" in values:
+        return decode(QatConfig, values, origin=str(path), error=ConfigError)
     recipe = values.get("recipe")
     if isinstance(recipe, dict):  # flat, under the published names
         try:
