@@ -31,7 +31,8 @@ from y7edge.export.graph.quantize_check import violations
 from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.quantization import Quantizer
 from y7edge.machine import processor_features, usable_cores
-from y7edge.nn.source import open_checkpoint
+from y7edge.models import registry
+from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import ov
 
 SIZE = (64, 128)
@@ -456,12 +457,14 @@ def test_profiles_are_consistent():
 def test_speed_of_tiny_at_640():
     """Ratios to float in ONNX Runtime, call by call in turn, with one thread.
 
-    The fast quarter of the calls is compared: other programs only make calls slower.
+    The fast quarter of the calls is compared: other programs only make calls slower. The model has
+    three classes. Heads for 80 classes, also in float, raise OpenVINO's ratio to 0.36.
     """
     pytest.importorskip("openvino")
     if not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(processor_features()):
         pytest.skip("the processor has no int8 dot products")
-    model = build_graph(fold_checkpoint(open_checkpoint("yolov7-tiny")), height=640, width=640)
+    checkpoint = random_weights(registry.get("yolov7-tiny", nc=3))
+    model = build_graph(fold_checkpoint(checkpoint), height=640, width=640)
     images = random_images(1, (640, 640))
     graphs = {p: Quantizer(model, [images], p).quantized() for p in ("u8s8", "u8s8-fused")}
     engine, other = session(model), session(graphs["u8s8"])
