@@ -199,13 +199,20 @@ class Model:
         return loaded.split("val"), self.names
 
 
-def main() -> int:
-    """Measure the rows that the file lacks; print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of a table: model, images, and the file of its rows."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", nargs="?", help="or a variant's name; none: only the table")
     parser.add_argument("--data", help="data set with the splits train and val")
     parser.add_argument("--imgsz", type=int, default=320, help="input size in pixels")
     parser.add_argument("--images", type=int, default=256, help="number of calibration images")
+    parser.add_argument("--out", type=Path, required=True, help="file of the rows, JSON lines")
+    return parser
+
+
+def main() -> int:
+    """Measure the rows that the file lacks; print the table."""
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--evaluate", type=int, help="evaluate only so many images")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only these")
     parser.add_argument(
@@ -219,7 +226,6 @@ def main() -> int:
     parser.add_argument("--nncf", action="store_true", help="also rows of NNCF")
     parser.add_argument("--max-map-drop", type=float, help="put layers back to float")
     parser.add_argument("--runs", type=int, default=15, help="timed calls of each artifact")
-    parser.add_argument("--out", type=Path, required=True, help="file of the rows, JSON lines")
     options = parser.parse_args()
     try:
         if options.checkpoint is not None:

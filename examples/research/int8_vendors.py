@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from int8_table import FORMS, Bench, Model, Row, built, compared, read, table
+from int8_table import FORMS, Bench, Model, Row, arguments, built, compared, read, table
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import Manifest
@@ -89,17 +89,12 @@ class Case:
 
 def main() -> int:
     """Run the cases that the file lacks; print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", help="or a variant's name; none: only the table")
-    parser.add_argument("--data", help="data set with the splits train and val")
-    parser.add_argument("--imgsz", type=int, default=320, help="input size in pixels")
-    parser.add_argument("--images", type=int, default=256, help="number of calibration images")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--evaluate", type=int, default=0, help="number of evaluated images")
     parser.add_argument("--vendor", action="append", choices=tuple(GRAPHS), help="only these")
     parser.add_argument("--chip", help="another version of the HTP, or another chip of Rockchip")
     parser.add_argument("--profile", action="append", help=f"only these; {OWN!r}: the tool's own")
     parser.add_argument("--ranges", default=METHOD, choices=METHODS)
-    parser.add_argument("--out", type=Path, required=True, help="file of the rows, JSON lines")
     options = parser.parse_args()
     try:
         if options.checkpoint is not None:
