@@ -180,7 +180,7 @@ def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Functio
         and tensors[0] in wiring.outputs
         and wiring.producer[tensors[0]].op_type == "Conv"
     ):
-        return lambda x: 1 / (1 + np.exp(-x))
+        return _sigmoid
     if len(tensors) > 1 or tensors[0] not in placement.activated:
         return None
     readers = wiring.readers[tensors[0]]
@@ -189,8 +189,13 @@ def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Functio
         slope = next(a.f for a in readers[0].attribute if a.name == "alpha")
         return lambda x: np.where(x < 0, x * slope, x)
     if kinds == {"Sigmoid", "Mul"}:
-        return lambda x: x / (1 + np.exp(-x))
+        return lambda x: x * _sigmoid(x)
     return None
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sigmoid; the exponential of large numbers would overflow."""
+    return np.asarray(1 / (1 + np.exp(-np.maximum(x, -700))), np.float64)
 
 
 def quantize(

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from tests.export.graph.test_build import build, random_images
 from y7edge.errors import ConfigError, ExportError
 from y7edge.export.folding import fold_checkpoint
+from y7edge.export.graph import quantize as quantize_module
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import (
     PROFILES,
@@ -485,3 +486,9 @@ def test_speed_of_tiny_at_640():
     whole = fast["float"] * (1.2 if busy else 1)
     assert fast["onnxruntime"] <= 0.55 * whole, fast
     assert fast["openvino"] <= 0.35 * whole, fast
+
+
+def test_large_logits_give_no_warning():
+    with np.errstate(all="raise", under="ignore"):
+        found = quantize_module._sigmoid(np.array([-3000.0, 0.0, 3000.0]))
+    assert np.allclose(found, [0, 0.5, 1], rtol=0, atol=1e-300)
