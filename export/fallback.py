@@ -76,8 +76,8 @@ class Options:
                 ("profile", self.profile),
                 ("ranges", self.ranges),
                 ("quantize_heads", self.heads),
-                ("calib", self.calib),
-                ("calib_images", self.count),
+                ("calib", self.calib and not target.CALIBRATES),
+                ("calib_images", self.count and not target.CALIBRATES),
             )
             if value
         ]
@@ -113,12 +113,17 @@ class Options:
             require_method(self.ranges)
 
     def choose(
-        self, checkpoint: Checkpoint, gate: MapGate | None, tell: Progress
+        self,
+        checkpoint: Checkpoint,
+        gate: MapGate | None,
+        tell: Progress,
+        *,
+        purpose: str = "int8",
     ) -> Calibration | None:
         """Choose the calibration images, none of which is in the split that is evaluated.
 
         None if there is no data set, and the checkpoint was trained for int8: its ranges are known,
-        and only the order of the fallback needs images.
+        and only the order of the fallback needs images. ``purpose``: what needs images, for errors.
 
         Raises:
             ConfigError: there is no data set.
@@ -128,12 +133,12 @@ class Options:
             return self.calib
         baseline = gate.baseline if gate else None
         source = self.calib or (baseline.data if baseline else None)
-        if source is None and recorded(checkpoint) is not None:
+        if source is None and purpose == "int8" and recorded(checkpoint) is not None:
             return None
         if source is None:
             raise ConfigError(
-                "int8 needs calibration images, at best those of the training: give a data set or "
-                "a folder of images (--calib DATA)"
+                f"{purpose} needs calibration images, at best those of the training: give a data "
+                "set or a folder of images (--calib DATA)"
             )
         count, without = self.count or COUNT, baseline.images if baseline else ()
         found = choose_images(source, checkpoint.names, count=count, without=without)

@@ -58,9 +58,9 @@ def export(
     out: Path | str,
     *,
     target: str = "onnx",
-    outputs: str = "heads",
+    outputs: str | None = None,
     input: str = "float32",
-    precision: str = "fp32",
+    precision: str | None = None,
     imgsz: Size | None = None,
     batch: int = 1,
     dynamic: bool = False,
@@ -86,9 +86,10 @@ def export(
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
-            (boxes and scores before NMS) or "nms" (final boxes).
+            (boxes and scores before NMS) or "nms" (final boxes); None: the target's first.
         input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
-        precision: a precision that the target supports, such as "fp32", "fp16" or "int8".
+        precision: a precision that the target supports, such as "fp32", "fp16" or "int8"; None:
+            the target's first.
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
@@ -106,7 +107,8 @@ def export(
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
             measure it in other precisions.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
-        calib: data set or folder to calibrate int8; None: the split "train" of ``data``.
+        calib: data set or folder to calibrate int8, or to hand over to the vendor's converter;
+            None: the split "train" of ``data``.
         calib_images: number of calibration images; None: 256.
         ranges: how int8 ranges are chosen (``graph.quantize_ranges.METHODS``).
         quantize_heads: also quantise the convolutions that write the outputs.
@@ -121,7 +123,9 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
+    outputs, precision = outputs or chosen.OUTPUTS[0], precision or next(iter(chosen.PRECISIONS))
     size = _size(batch, dynamic)
+    quantize_heads = quantize_heads or (chosen.INT8_HEADS and precision == "int8")
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs, checkpoint)
@@ -130,7 +134,10 @@ def export(
     rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
-    found = int8.choose(checkpoint, gate, tell) if precision == "int8" else None
+    found = None
+    if precision == "int8" or chosen.CALIBRATES:
+        purpose = f"target {target}" if chosen.CALIBRATES else precision
+        found = int8.choose(checkpoint, gate, tell, purpose=purpose)
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
 
@@ -172,7 +179,7 @@ class _Order:
     device: str
     unverified: str | None
     int8: Options
-    calibration: Calibration | None  # in int8
+    calibration: Calibration | None  # in int8, or if the target hands the images over
     tell: Callable[[str], None]
 
     @property
@@ -199,6 +206,7 @@ def _make(
             manifest=order.manifest,
             folder=folder / "artifact",
             name=order.destination.name,
+            calibration=order.calibration if order.target.CALIBRATES else None,
             device=order.device,
             options=options,
             progress=tell,
@@ -317,12 +325,20 @@ def _built(request: BuildRequest, target: Target, model: onnx.ModelProto) -> Art
 def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
-    A target without a runtime is not run: the report has the status "unverified".
+    A target without a runtime here is not run: the report has the status "unverified". If another
+    machine has the runtime, the artifact gets probes.
     """
     runtime, checkpoint, tell = order.target.RUNTIME, order.checkpoint, order.tell
-    if isinstance(runtime, Unprovable):
-        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
+    if isinstance(runtime, Unprovable):
+        if runtime.runtime is not None:
+            tell("run the reference model on the probes, for `y7edge selftest` on the device")
+            limits = parity.tolerance(
+                built.manifest.precision, registry.get(runtime.runtime).DEVIATION
+            )
+            probes = make_probes(built.manifest, reference, limits.probe)
+            built = replace(built, manifest=replace(built.manifest, probes=probes))
+        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     if built.manifest.precision == "int8":

@@ -42,9 +42,9 @@ import numpy as np
 from int8_table import FORMS, Bench, Model, Row, arguments, built, compared, read, table
 from numpy.typing import NDArray
 
+from y7edge import interpreters
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError, Y7EdgeError
-from y7edge.export import converters
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.agreement import candidates_of, decode, iou
 from y7edge.export.quantization import METHOD
@@ -211,8 +211,8 @@ class VendorSession(Session):
             DeviceError: it does not accept the graph.
         """
         module, package, recipe = RECIPES[vendor]
-        python = converters.find_interpreter(vendor, module, recipe)
-        converters.require_packages(python, (package,), recipe)
+        python = interpreters.find_interpreter(vendor, module, recipe)
+        interpreters.require_packages(python, (package,), recipe)
         script = Path(__file__).with_name("int8_vendor.py").absolute()
         self._image, self._names = folder / "image.npy", [o.name for o in manifest.outputs]
         self._times: list[float] = []

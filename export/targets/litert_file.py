@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, in_layout
 from y7edge.errors import ExportError
@@ -50,6 +51,8 @@ BATCHES = ("1", "N")
 RUNTIME = "tflite"
 OPTIONS: dict[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = True
 
 _PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch")
@@ -67,7 +70,7 @@ def build(request: BuildRequest) -> Artifact:
         RuntimeMissing: there is no interpreter with litert-torch.
     """
     python = _interpreter()
-    converters.require_packages(python, _PACKAGES, _RECIPE)
+    interpreters.require_packages(python, _PACKAGES, _RECIPE)
     manifest, checkpoint = request.manifest, cast(Checkpoint, request.checkpoint)
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         program, made = Path(name) / "model.pt2", Path(name) / "model.tflite"
@@ -166,11 +169,11 @@ def versions() -> dict[str, str]:
     Raises:
         RuntimeMissing: there is no interpreter with litert-torch.
     """
-    return converters.require_packages(_interpreter(), _PACKAGES, _RECIPE)
+    return interpreters.require_packages(_interpreter(), _PACKAGES, _RECIPE)
 
 
 def _interpreter() -> Path:
-    return converters.find_interpreter(NAME, "litert_torch", _RECIPE)
+    return interpreters.find_interpreter(NAME, "litert_torch", _RECIPE)
 
 
 def _export(checkpoint: Checkpoint, manifest: Manifest, path: Path) -> None:

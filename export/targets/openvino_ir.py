@@ -23,6 +23,8 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "ov"
 OPTIONS: Mapping[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 

@@ -50,6 +50,8 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "trt"
 OPTIONS = _trt_settings.OPTIONS
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 _MIB = 1 << 20

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from tests.runtimes.conftest import SIZE, committed, unavailable
-from y7edge import Detector
+from y7edge import Detector, interpreters
 from y7edge.data.synthetic import scenes
 from y7edge.detect.postprocess import Criteria, Postprocessor
 from y7edge.detect.preprocess import Preprocessor
 from y7edge.detect.selftest import as_input, probe_input, recipe_for, selftest
 from y7edge.errors import ExportError, ParityError, RuntimeMissing
-from y7edge.export import converters, export
+from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
 from y7edge.export.graph.quantize import placement_of, ranges_of
@@ -79,11 +79,11 @@ def program(monkeypatch, tmp_path):
         )
         path.chmod(0o755)
         monkeypatch.setenv(VARIABLE, str(path))
-        converters._versions.cache_clear()
+        interpreters._versions.cache_clear()
         return path
 
     yield install
-    converters._versions.cache_clear()
+    interpreters._versions.cache_clear()
 
 
 def exported(narrow_tiny, tmp_path):
@@ -98,7 +98,7 @@ def test_without_an_interpreter_the_recipe_is_named_before_the_work(
     narrow_tiny, tmp_path, monkeypatch
 ):
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(converters, "find_spec", lambda _: None)
+    monkeypatch.setattr(interpreters, "find_spec", lambda _: None)
     with pytest.raises(
         RuntimeMissing, match=rf"pip install litert-torch.*set {VARIABLE}="
     ) as found:
@@ -108,7 +108,7 @@ def test_without_an_interpreter_the_recipe_is_named_before_the_work(
 
 def test_this_interpreter_is_used_if_it_has_the_package(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(converters, "find_spec", lambda _: True)
+    monkeypatch.setattr(interpreters, "find_spec", lambda _: True)
     assert os.access(litert_file._interpreter(), os.X_OK)
 
 
@@ -127,10 +127,10 @@ def test_an_unusable_interpreter_is_named(narrow_tiny, tmp_path, monkeypatch, te
         path.write_text(text)
         path.chmod(0o755)
     monkeypatch.setenv(VARIABLE, str(path))
-    converters._versions.cache_clear()
+    interpreters._versions.cache_clear()
     with pytest.raises(RuntimeMissing, match=problem):
         exported(narrow_tiny, tmp_path)
-    converters._versions.cache_clear()
+    interpreters._versions.cache_clear()
 
 
 def test_the_converters_last_words_are_in_the_error(narrow_tiny, tmp_path, program, capfd):

@@ -30,10 +30,11 @@ Out = Annotated[
 ]
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
 _Outputs = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="{outputs}",
-        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes.",
+        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes; "
+        "default: the target's first, usually heads.",
     ),
 ]
 _Input = Annotated[
@@ -46,7 +47,13 @@ _Rewrites = Annotated[
         "--rewrite", metavar="NAME", help="Rewrite a part of the graph; repeatable: {rewrites}."
     ),
 ]
-_Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
+_Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="{precisions}",
+        help="Precision of the artifact; default: the target's first, usually fp32.",
+    ),
+]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
 _Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
 _Simplify = Annotated[
@@ -113,9 +120,9 @@ def export(
     checkpoint: _Checkpoint,
     out: Out = None,
     target: Target = "onnx",
-    outputs: _Outputs = "heads",
+    outputs: _Outputs = None,
     input: _Input = "float32",
-    precision: _Precision = "fp32",
+    precision: _Precision = None,
     imgsz: Size = None,
     batch: _Batch = 1,
     dynamic: _Dynamic = False,
