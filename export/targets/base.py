@@ -144,6 +144,11 @@ def require_offered(
             )
 
 
+def is_handover(target: Target) -> bool:
+    """Return whether a target writes a folder for a vendor's converter."""
+    return target.SUFFIX.endswith(".handover")
+
+
 def runtime_of(target: Target) -> str | None:
     """Return the runtime that reads a target's artifacts, here or on another machine, if any."""
     return target.RUNTIME if isinstance(target.RUNTIME, str) else target.RUNTIME.runtime

@@ -28,7 +28,14 @@ Out = Annotated[
         metavar="FILE", help="The artifact; default: CHECKPOINT with the target's suffix."
     ),
 ]
-Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="{targets}",
+        help="Kind of artifact to build; export only: all-here, all that can be made on this "
+        "machine.",
+    ),
+]
 _Outputs = Annotated[
     str | None,
     typer.Option(
@@ -117,6 +124,7 @@ _QuantizeHeads = Annotated[
 
 
 def export(
+    context: typer.Context,
     checkpoint: _Checkpoint,
     out: Out = None,
     target: Target = "onnx",
@@ -149,7 +157,19 @@ def export(
     is printed, no file is written and the exit code is 4.
 
     An int8 artifact needs --data: layers go back to float until the drop of the mAP is accepted.
+
+    With --target all-here, --out is a folder. It gets every kind of artifact that can be made on
+    this machine, and the table says how far each was proved: run, emulated, handed over to a
+    vendor's converter, or not run. int8 artifacts and hand-overs need --data or --calib.
     """
+    if target == "all-here":
+        from y7edge.cli.all_here import export_all
+
+        calibration = (calib, calib_images)
+        export_all(
+            context, checkpoint, out, imgsz, images, (data, split), calibration, as_json=as_json
+        )
+        return
     from y7edge.export.pipeline import export as make
     from y7edge.export.proof.accuracy import Baseline
     from y7edge.nn.source import open_checkpoint
