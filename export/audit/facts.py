@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
 
-from y7edge.errors import ExportError
+from y7edge.errors import ArtifactError, ExportError
+from y7edge.files import is_file, is_folder, read_regular, reason
+from y7edge.runtimes import handover
 
 Values = tuple[float | str, ...]
 
 WORDS = {
+    "side": "longest side",
     "rank": "rank",
     "batch": "batch size",
     "inputs": "number of inputs",
@@ -51,6 +55,7 @@ WORDS = {
 }
 """Facts that tables may limit -> their names in messages."""
 
+_LARGEST_FILE = (1 << 31) - 1  # bytes; a larger protobuf cannot be read
 _LARGEST = 1 << 16  # bytes of an initializer that is read: constants of Resize, Slice and Mul
 
 
@@ -95,10 +100,41 @@ class Structure:
     parameters: int
 
     @property
-    def side(self) -> int | None:
-        """The longest side of the input in pixels, if it is known."""
-        spatial = self.shape[1:3] if self.uint8 else self.shape[2:4]
-        return max((n for n in spatial if n is not None), default=None)
+    def input(self) -> dict[str, Values]:
+        """The facts of the input: ``side`` and ``batch``, if they are known."""
+        sides = self.shape[1:3] if self.uint8 else self.shape[2:4]
+        found: dict[str, Values] = {}
+        if sides and None not in sides:
+            found["side"] = (max(float(n or 0) for n in sides),)
+        if self.shape and self.shape[0] is not None:
+            found["batch"] = (float(self.shape[0]),)
+        return found
+
+
+def load_structure(path: Path) -> Structure:
+    """Return the facts of an ONNX file, or of the one in a hand-over folder.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is not an ONNX model.
+        ExportError: shapes cannot be inferred.
+    """
+    if is_folder(path) and is_file(path / handover.LISTING):
+        path = path / handover.read_listing(path).model
+    if path.suffix.lower() != ".onnx":
+        raise ArtifactError(
+            f"{path}: the audit reads ONNX graphs: give the .onnx artifact, the checkpoint, or the "
+            "name of the variant"
+        )
+    try:
+        model = onnx.ModelProto.FromString(read_regular(path, _LARGEST_FILE))
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
+    except Exception as error:  # of several types, by version of protobuf
+        raise ArtifactError(f"{path} is not an ONNX model: {reason(error)}") from error
+    try:
+        return read_structure(model)
+    except (ExportError, ValueError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{path}: {reason(error)}") from error
 
 
 def read_structure(model: onnx.ModelProto) -> Structure:
