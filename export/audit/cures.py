@@ -7,7 +7,7 @@ that would be refused itself is not offered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast, get_args
 
@@ -95,34 +95,44 @@ def audit_spec(subject: Subject, chip: Chip, rewrites: Sequence[str] = ()) -> Au
 
 
 def rewrites_for(
-    spec: Spec, target: Target, chip: str | None, rewrites: Sequence[str]
+    spec: Spec, target: Target, options: Mapping[str, str], rewrites: Sequence[str]
 ) -> tuple[str, ...]:
     """Replace ``AUTO`` in a list of rewrites by those that a chip needs.
+
+    The chip is that of the target's option ``chip``. Without this option, all chips of the target
+    must need the same rewrites.
 
     Args:
         spec: the model.
         target: the target of the export.
-        chip: value of the target's option ``chip``; None: the only chip of the target.
+        options: options of the target.
         rewrites: names of rewrites, and perhaps ``AUTO``.
 
     Raises:
-        ConfigError: the chip is not known, or the target has several.
+        ConfigError: the chip is not known or belongs to another target; or the target has no chips,
+            or several that need different rewrites.
     """
     given = tuple(name for name in rewrites if name != AUTO)
     if len(given) == len(rewrites):
         return given
-    if chip is None:
-        own = [found.name for found in load_all() if found.target == target.NAME]
-        if len(own) != 1:
-            way = f"--option {_CHIP}=NAME" if _CHIP in target.OPTIONS else "--rewrite NAME"
-            known = f"of {', '.join(own)}" if own else "that target has no table of a chip"
+    own = [chip for chip in load_all() if chip.target == target.NAME]
+    chips = [load(options[_CHIP])] if _CHIP in options else own
+    for chip in chips:
+        if chip.target != target.NAME:
             raise ConfigError(
-                f"--rewrite {AUTO} with target {target.NAME} needs a chip ({known}): give {way}, "
-                "or see `y7edge audit MODEL --target CHIP`"
+                f"chip {chip.name} belongs to target {chip.target}, not {target.NAME}"
             )
-        chip = own[0]
     side = spec.imgsz  # no rewrite depends on the size of the input
-    return (*given, *audit_spec(Subject(spec, side, side), load(chip), given).rewrites)
+    subject = Subject(spec, side, side)
+    found = {audit_spec(subject, chip, given).rewrites for chip in chips}
+    if len(found) != 1:
+        known = ", ".join(chip.name for chip in own)
+        has = f"several, which need different rewrites ({known})" if own else "no table of one"
+        way = f"--option {_CHIP}=NAME" if _CHIP in target.OPTIONS else "--rewrite NAME"
+        raise ConfigError(
+            f"--rewrite {AUTO} needs a chip, but target {target.NAME} has {has}: give {way}"
+        )
+    return (*given, *found.pop())
 
 
 def _badness(audit: Audit) -> tuple[int, float, int]:
