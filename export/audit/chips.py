@@ -228,7 +228,6 @@ def names(folder: Path = FOLDER) -> list[str]:
     return found
 
 
-@cache
 def load(name: str, folder: Path = FOLDER) -> Chip:
     """Return the table of a chip.
 
@@ -246,6 +245,10 @@ def load(name: str, folder: Path = FOLDER) -> Chip:
         path = folder / f"{name}{SUFFIX}"
     elif not is_file(path):
         raise ConfigError(f"{name}: there is no such file, expected the table of a chip")
+    return _known(path) if path.parent == FOLDER else _read(path)
+
+
+def _read(path: Path) -> Chip:
     values = _values(path)
     if "like" in values:
         values = _extended(path, values)
@@ -254,6 +257,9 @@ def load(name: str, folder: Path = FOLDER) -> Chip:
         values = {**values, "operations": rules}
     chip: Chip = decode(Chip, {**values, "name": path.stem}, origin=str(path), error=ConfigError)
     return chip
+
+
+_known = cache(_read)  # the tables of the package do not change
 
 
 def load_all(folder: Path = FOLDER) -> Iterator[Chip]:

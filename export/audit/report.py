@@ -68,8 +68,8 @@ def lines(audit: Audit, *, nodes: bool = False) -> list[str]:
     ]
     if audit.cured is not None:
         rewrites = " ".join(f"--rewrite {name}" for name in audit.rewrites)
-        left = "" if audit.cured.fits else f", except {problems(audit)}"
-        found.append(f"with {rewrites}: fits{left}")
+        left = "fits" if audit.cured.fits else f"what is left is {problems(audit)}"
+        found.append(f"with {rewrites}: {left}")
     for change in audit.advice:
         found.append(f"{change}: {'fits' if change.outcome == 'fits' else 'better, does not fit'}")
     found += [f"note: {remark}" for remark in audit.remarks]

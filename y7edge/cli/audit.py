@@ -149,11 +149,12 @@ def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | N
     from y7edge.export.targets import registry as targets
 
     chip = audit.chip
+    if kind_of(model) == "artifact":
+        hint = "to find what helps, audit the checkpoint or the variant instead of the graph"
+        return [] if audit.fits else [hint]
     if chip.target is None:
         return ["export: no target writes files for this chip; docs/audit-only.md has its commands"]
-    if chip.target not in targets.names() or kind_of(model) == "artifact":
-        return []
-    if audit.best.outcome == "refused":
+    if chip.target not in targets.names() or audit.best.outcome == "refused":
         return []
     words = ["y7edge export", model, f"--target {chip.target}"]
     words += [f"--option {name}={value}" for name, value in chip.options.items()]
