@@ -46,11 +46,6 @@ def test_one_chip(run) -> None:
 def test_a_refused_model_exits_with_4(run) -> None:
     out, err = run("yolov7", "--target", "kl520", exits=4)
     assert "Sigmoid" in out
-    assert err == (
-        "error: yolov7 is refused by Kneron KL520: train with --act leaky\n"
-        if "or" not in err
-        else err
-    )
     assert err.startswith("error: yolov7 is refused by Kneron KL520: train with --act ")
 
 
@@ -64,9 +59,7 @@ def test_rewrites_that_are_applied(run) -> None:
 def test_all_chips(run) -> None:
     out, _ = run("yolov7-tiny", "--imgsz", 320)
     lines = out.splitlines()
-    assert len(
-        [line for line in lines[1:] if line.split() and line.split()[0] in chips.names()]
-    ) == len(chips.names())
+    assert sorted(line.split()[0] for line in lines[1:-2]) == chips.names()
     row = next(line for line in lines if line.startswith("edgetpu"))
     assert "fits with rewrites" in row
     assert "--rewrite leaky-max" in row

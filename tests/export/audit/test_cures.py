@@ -139,9 +139,7 @@ def test_auto_in_an_export() -> None:
     # All chips of a target that need the same do not have to be named.
     assert rewrites_for(spec, target("ethosu"), {}, [AUTO]) == ("leaky-max",)
     assert rewrites_for(spec, target("edgetpu"), {}, [AUTO]) == ("leaky-max",)
-    with pytest.raises(
-        ConfigError, match="several, which need different rewrites .kl520.*chip=NAME"
-    ):
+    with pytest.raises(ConfigError, match=r"several, .* rewrites \(kl520.*chip=NAME"):
         rewrites_for(spec, kneron, {}, [AUTO])
     with pytest.raises(ConfigError, match="no table of one: give --rewrite NAME"):
         rewrites_for(spec, target("onnx"), {}, [AUTO])
