@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from y7edge.cli.console import to_json
 from y7edge.export.audit.chips import Chip, load_all
 from y7edge.export.audit.cures import Subject, audit_spec
-from y7edge.export.audit.report import helps, problems, verdict
+from y7edge.export.audit.report import WORDS, helps, problems, verdict
 from y7edge.export.audit.verdicts import Audit
 from y7edge.files import write_text
 from y7edge.models import registry
@@ -35,10 +35,10 @@ CELLS = {
 INTRODUCTION = """\
 # Which variants fit which chip
 
-`y7edge audit` compares the operators of a graph with a table of each chip's operators and limits, made
-from the vendor's documents. It needs neither the chip nor the vendor's software, and it is no proof: the
-vendor's converter decides. This page has the result for the published variants at their published sizes
-(640 px; w6, e6, d6 and e6e: 1280 px), with raw heads. It was written by
+`y7edge audit` compares the operators of a graph with a table of each chip's operators and
+limits, made from the vendor's documents. It needs neither the chip nor the vendor's software, and
+it is no proof: the vendor's converter decides. This page has the result for the published variants
+at their published sizes (640 px; w6, e6, d6 and e6e: 1280 px), with raw heads. It was written by
 
 ```
 python examples/research/chip_table.py --out docs/chips.md
@@ -47,20 +47,20 @@ python examples/research/chip_table.py --out docs/chips.md
 | word | meaning |
 |---|---|
 | fits | every operator runs on the accelerator |
-| rewrites | fits with `--rewrite`; `y7edge export ... --rewrite auto --option chip=NAME` finds and applies them |
+| rewrites | fits with `--rewrite`; `y7edge export ... --rewrite auto` applies what the chip needs |
 | options | fits with other options of the export, such as a smaller input |
 | train | fits with another activation: `y7edge train --act ...` |
 | CPU | the CPU runs a part of the model |
 | unknown | the documents that were read do not say whether an operator runs |
 | refused | the vendor's converter refuses the model |
 
-Every rewrite, option and activation named below was checked: the changed graph was written and audited.
-Rewrites do not change what a model computes, and the export proves this like everything else. For your
-own model, and for the reasons node by node:
+Every rewrite, option and activation named below was checked: the changed graph was written and
+audited. Rewrites do not change what a model computes, and the export proves this like everything
+else. For your own model, and for the reasons node by node:
 
 ```
 y7edge audit best.safetensors                      # all chips
-y7edge audit best.safetensors --target kl720       # one chip: why, what helps, the command to export
+y7edge audit best.safetensors --target kl720       # why, what helps, the command to export
 y7edge audit best.safetensors --target mine.yaml   # a table of your own
 ```
 
@@ -125,33 +125,51 @@ def detail(chips: Sequence[Chip], found: dict[str, Audit]) -> list[str]:
     for text, variants in groups.items():
         every = len(variants) == len(found)
         lines.append(f"* {'all variants' if every else ', '.join(variants)}: {text}")
-    notes = dict.fromkeys(note for chip in chips for note in chip.remarks)
-    lines += [f"* note: {note}" for note in notes]
-    sources = dict.fromkeys(chip.source for chip in chips)
-    return [*lines, f"* source: {'; '.join(sources)}", ""]
+    memory: dict[str, list[str]] = {}
+    for name, audit in found.items():
+        for note in audit.remarks:
+            if note not in audit.chip.remarks:  # on the parameters of this variant
+                memory.setdefault(note, []).append(short(name))
+    lines += [f"* {', '.join(variants)}: {note}" for note, variants in memory.items()]
+    lines += shared("note", {chip.name: chip.remarks for chip in chips})
+    return [*lines, *shared("source", {chip.name: (chip.source,) for chip in chips}), ""]
+
+
+def shared(what: str, texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each text once, with the names of its chips if not all chips have it."""
+    owners: dict[str, list[str]] = {}
+    for chip, own in texts.items():
+        for text in own:
+            owners.setdefault(text, []).append(chip)
+    return [
+        f"* {what}: {text}"
+        if len(chips) == len(texts)
+        else f"* {what} ({', '.join(chips)}): {text}"
+        for text, chips in owners.items()
+    ]
 
 
 def explained(audit: Audit) -> str:
     """Return the verdict on a variant, what helps, and what is left."""
-    words, help_, left = verdict(audit), helps(audit), problems(audit)
+    words, help_ = verdict(audit), helps(audit)
     if audit.fits:
         return words
     if audit.best.fits:
-        return f"fits with `{help_}` (without: {without(audit)})"
+        return f"fits with `{help_}`. Without it: {reasons(audit)}"
     if words.startswith("fits"):
-        return f"fits if you {help_.replace(' or train', ', or train')} (now: {left})"
-    better = [f"`--rewrite {name}` helps" for name in audit.rewrites]
-    better += [f"{change} is better" for change in audit.advice]
-    return "; ".join([f"{words}: {left}", *better])
+        return f"fits if you {help_.replace(' or train', ', or train')}. Now: {reasons(audit.best)}"
+    better = " ".join(f"--rewrite {name}" for name in audit.rewrites)
+    start = f"with `{better}`, " if better else ""
+    return ". ".join([f"{start}{reasons(audit.best)}", *(f"Better: {c}" for c in audit.advice)])
 
 
-def without(audit: Audit) -> str:
-    """Return what does not run without the rewrites, as one reason for each operator."""
-    found: dict[str, str] = {}
+def reasons(audit: Audit) -> str:
+    """Return which operators do not run, and why: equal reasons once."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for one in audit.rows:
         if one.verdict != "runs" and not one.why.startswith("after "):
-            found.setdefault(one.op or one.node, f"{one.op or one.node}: {one.why}")
-    return "; ".join(found.values())
+            found.setdefault((WORDS[one.verdict], one.why), {})[one.op or one.node] = None
+    return "; ".join(f"{', '.join(ops)} {word} ({why})" for (word, why), ops in found.items())
 
 
 def row(*cells: str) -> str:

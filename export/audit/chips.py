@@ -30,6 +30,7 @@ from y7edge.artifact.schema import decode, nearest, texts
 from y7edge.data.formats.plain_yaml import as_value, read_yaml
 from y7edge.errors import ConfigError
 from y7edge.export.audit.facts import WORDS
+from y7edge.export.graph.rewrites import REWRITES
 from y7edge.files import is_file
 from y7edge.text import is_printable
 
@@ -159,6 +160,7 @@ class Chip:
             outside of limits are refused, unless their rule says otherwise.
         target: The export target that hands over to the vendor's converter; None if there is none.
         options: Options of the target that select the chip.
+        built_in: Rewrites that every file for this chip has, without being asked for.
         others_why: What the documents say of operators that are not listed.
         qdq: Whether the converter reads QDQ graphs; None if it is not known.
         opsets: Oldest and newest opset that the converter reads.
@@ -178,6 +180,7 @@ class Chip:
     operations: Mapping[str, tuple[Rule, ...]]
     target: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    built_in: tuple[str, ...] = ()
     others_why: str = ""
     qdq: bool | None = None
     opsets: tuple[int, int] | None = None
@@ -203,6 +206,9 @@ class Chip:
             raise ConfigError(f"opsets are {self.opsets}, expected the oldest and the newest")
         if self.memory is not None and self.memory.parameters < 1:
             raise ConfigError(f"memory.parameters is {self.memory.parameters}, expected bytes")
+        for name in self.built_in:
+            if name not in REWRITES:
+                raise ConfigError(f"built_in: no rewrite {name[:64]!r}{nearest(name, REWRITES)}")
         if self.options and self.target is None:
             raise ConfigError("there are options, but no target")
 

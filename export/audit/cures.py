@@ -80,11 +80,11 @@ def audit_spec(subject: Subject, chip: Chip, rewrites: Sequence[str] = ()) -> Au
         ConfigError: a rewrite is unknown or does not apply to the model.
     """
     names = [name for name in rewrites if name != AUTO]
-    given = choose(folded(subject.spec), names, ())
+    given = choose(folded(subject.spec), names, chip.built_in)
     if len(names) < len(rewrites):
         given = _rewrites(subject, chip, given)
     plain = replace(audit_structure(subject.structure(given), chip), applied=given)
-    if plain.fits:
+    if plain.fits or not plain.share:  # without convolutions that are known to run, nothing helps
         return plain
     found = _rewrites(subject, chip, given)
     added = tuple(name for name in found if name not in given)
@@ -99,8 +99,8 @@ def rewrites_for(
 ) -> tuple[str, ...]:
     """Replace ``AUTO`` in a list of rewrites by those that a chip needs.
 
-    The chip is that of the target's option ``chip``. Without this option, all chips of the target
-    must need the same rewrites.
+    The chip is the one that the target's options select. If they select none, all chips of the
+    target must need the same rewrites.
 
     Args:
         spec: the model.
@@ -116,19 +116,22 @@ def rewrites_for(
     if len(given) == len(rewrites):
         return given
     own = [chip for chip in load_all() if chip.target == target.NAME]
-    chips = [load(options[_CHIP])] if _CHIP in options else own
-    for chip in chips:
-        if chip.target != target.NAME:
+    chips = [chip for chip in own if chip.options and chip.options.items() <= options.items()]
+    if _CHIP in options and not chips:
+        chips = [load(options[_CHIP])]
+        if chips[0].target != target.NAME:
             raise ConfigError(
-                f"chip {chip.name} belongs to target {chip.target}, not {target.NAME}"
+                f"chip {chips[0].name} belongs to target {chips[0].target}, expected one of "
+                f"{target.NAME}"
             )
     side = spec.imgsz  # no rewrite depends on the size of the input
     subject = Subject(spec, side, side)
-    found = {audit_spec(subject, chip, given).rewrites for chip in chips}
+    found = {audit_spec(subject, chip, given).rewrites for chip in chips or own}
     if len(found) != 1:
         known = ", ".join(chip.name for chip in own)
         has = f"several, which need different rewrites ({known})" if own else "no table of one"
-        way = f"--option {_CHIP}=NAME" if _CHIP in target.OPTIONS else "--rewrite NAME"
+        keys = dict.fromkeys(key for chip in own for key in chip.options)
+        way = " or ".join([*(f"--option {key}=..." for key in keys), "--rewrite NAME"])
         raise ConfigError(
             f"--rewrite {AUTO} needs a chip, but target {target.NAME} has {has}: give {way}"
         )
@@ -193,10 +196,12 @@ def _advice(subject: Subject, chip: Chip, best: Audit, given: Sequence[str]) -> 
         return
     found = []
     for changed in _changed(subject, chip):
-        fixed = [name for name in given if name in changed.applicable()]
+        asked = [name for name in given if name in changed.applicable()]
+        fixed = choose(folded(changed.spec), asked, chip.built_in)
         names = _rewrites(changed, chip, fixed)
         audit = audit_structure(changed.structure(names), chip)
         if (badness := _badness(audit)) < _badness(best):
+            names = tuple(name for name in names if name not in chip.built_in)
             found.append((not audit.fits, badness, _change(subject, changed, names, audit)))
     fitting = [change for unfit, _, change in found if not unfit]
     if kept := [change for change in fitting if not change.training]:

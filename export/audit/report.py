@@ -47,7 +47,7 @@ def problems(audit: Audit) -> str:
     for row in audit.best.rows:
         if row.verdict != "runs":
             found.setdefault(row.verdict, {})[row.op or row.node] = None
-    return "; ".join(f"{', '.join(found[v])}: {WORDS[v]}" for v in _ORDER if v in found)
+    return "; ".join(f"{WORDS[v]}: {', '.join(found[v])}" for v in _ORDER if v in found)
 
 
 def lines(audit: Audit, *, nodes: bool = False) -> list[str]:
@@ -68,10 +68,12 @@ def lines(audit: Audit, *, nodes: bool = False) -> list[str]:
     ]
     if audit.cured is not None:
         rewrites = " ".join(f"--rewrite {name}" for name in audit.rewrites)
-        left = "fits" if audit.cured.fits else f"what is left is {problems(audit)}"
+        left = "fits" if audit.cured.fits else f"better, but {problems(audit)}"
         found.append(f"with {rewrites}: {left}")
     for change in audit.advice:
         found.append(f"{change}: {'fits' if change.outcome == 'fits' else 'better, does not fit'}")
+    if built_in := [name for name in audit.applied if name in chip.built_in]:
+        found.append(f"note: files for this chip have {', '.join(built_in)} without being asked")
     found += [f"note: {remark}" for remark in audit.remarks]
     sources = dict.fromkeys(
         rule.source

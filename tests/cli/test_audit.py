@@ -60,9 +60,9 @@ def test_all_chips(run) -> None:
     out, _ = run("yolov7-tiny", "--imgsz", 320)
     lines = out.splitlines()
     assert sorted(line.split()[0] for line in lines[1:-2]) == chips.names()
-    row = next(line for line in lines if line.startswith("edgetpu"))
+    row = next(line for line in lines if line.startswith("kl720"))
     assert "fits with rewrites" in row
-    assert "--rewrite leaky-max" in row
+    assert "--rewrite resize-per-axis" in row
 
 
 def test_json_and_a_file(run, tmp_path) -> None:

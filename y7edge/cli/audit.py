@@ -160,7 +160,8 @@ def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | N
     words += [f"--option {name}={value}" for name, value in chip.options.items()]
     words += [f"--imgsz {imgsz.height}x{imgsz.width}"] if imgsz else []
     words += [f"--outputs {outputs}"] if outputs else []
-    words += [f"--rewrite {name}" for name in (*audit.applied, *audit.rewrites)]
+    rewrites = [*audit.applied, *audit.rewrites]
+    words += [f"--rewrite {name}" for name in rewrites if name not in chip.built_in]
     return [f"export: {' '.join(words)}"]
 
 

@@ -112,6 +112,7 @@ BAD = {
     "opsets": (GOOD + "opsets: [18, 8]\n", "opsets are (18, 8)"),
     "memory": (GOOD + "memory: {parameters: 0}\n", "memory.parameters is 0"),
     "options": (GOOD + "options: {chip: x1}\n", "options, but no target"),
+    "built in": (GOOD + "built_in: [leaky]\n", "no rewrite 'leaky', did you mean 'leaky-max'?"),
     "input": (GOOD + "input: [{limits: {kernel: {max: 3}}}]\n", "side and batch only"),
     "tag": (GOOD + "remarks: !!python/object:os.system [ls]\n", "is not supported"),
     "aliases": ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), "no 'a'"),
