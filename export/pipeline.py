@@ -95,8 +95,7 @@ def export(
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
-        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``;
-            "auto": those that the target's chip needs (``y7edge.export.audit``).
+        rewrites: names (``export.graph.rewrites``), or "auto": what the chip needs (``audit``).
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
