@@ -23,6 +23,7 @@ from y7edge.artifact.manifest import Dim, Manifest, Precision, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
+from y7edge.export.audit.cures import rewrites_for
 from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.fallback import Options, Quantized, quantized
@@ -94,7 +95,7 @@ def export(
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
-        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``.
+        rewrites: names (``export.graph.rewrites``), or "auto": what the chip needs (``audit``).
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
@@ -127,7 +128,7 @@ def export(
     int8.check(chosen, precision, outputs, checkpoint)
     _check(chosen, precision, unverified, data is not None)
     _require(chosen, destination, precision, device)
-    rewrites = _rewrites(checkpoint, chosen, rewrites)
+    rewrites = _rewrites(checkpoint, chosen, rewrites, options or {})
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
     found = int8.choose(checkpoint, gate, tell, chosen) if int8.needed(chosen, precision) else None
@@ -151,8 +152,11 @@ def _require(target: Target, destination: Path, precision: str, device: str) -> 
     require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
 
 
-def _rewrites(checkpoint: Checkpoint, target: Target, given: Sequence[str]) -> tuple[str, ...]:
+def _rewrites(
+    checkpoint: Checkpoint, target: Target, given: Sequence[str], options: Mapping[str, str]
+) -> tuple[str, ...]:
     """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
+    given = rewrites_for(checkpoint.spec, target, options, given)
     rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
     if rewrites and target.NEEDS_CHECKPOINT:
         raise ConfigError(

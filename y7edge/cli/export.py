@@ -51,7 +51,10 @@ _Input = Annotated[
 _Rewrites = Annotated[
     list[str] | None,
     typer.Option(
-        "--rewrite", metavar="NAME", help="Rewrite a part of the graph; repeatable: {rewrites}."
+        "--rewrite",
+        metavar="NAME",
+        help="Rewrite a part of the graph; repeatable: {rewrites}, or auto: what the target's chip "
+        "needs (--option chip=NAME).",
     ),
 ]
 _Precision = Annotated[
