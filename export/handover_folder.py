@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError, ExportError
+from y7edge.export.audit import Audit, audit, chips
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import handover
 
@@ -75,7 +76,13 @@ def start(request: BuildRequest, model: str = MODEL) -> Path:
 
 def finish(request: BuildRequest, guide: Guide, model: str = MODEL) -> Artifact:
     """Write README and list of files, and return the artifact."""
-    text = _readme(request.manifest, guide, model, calibrated=request.calibration is not None)
+    text = _readme(
+        request.manifest,
+        guide,
+        model,
+        calibrated=request.calibration is not None,
+        audited=(request.path / "audit.txt").is_file(),
+    )
     write(request.path / "README.md", text)
     handover.write_listing(request.path, model)
     return Artifact(request.path, request.manifest)
@@ -94,6 +101,45 @@ def write_json(path: Path, content: object) -> None:
 def copy_script(source: Path, path: Path) -> None:
     """Copy a script of this package that runs without y7edge."""
     shutil.copyfile(source, path)
+
+
+def audited(request: BuildRequest, chip: str) -> None:
+    """Compare the model with the table of a chip, and write ``audit.txt``.
+
+    Raises:
+        ConfigError: the vendor's converter refuses the model for this chip.
+    """
+    if chip not in chips.names():
+        return
+    found = audit(onnx.load(request.model), chips.load(chip))
+    refused = [row for row in found.rows if row.verdict == "refused"]
+    if refused:
+        first = refused[0]
+        raise ConfigError(
+            f"{chip} does not run {len(refused)} parts of the model, such as "
+            f"{first.op or 'its'} {first.node}: {first.why}; `y7edge audit MODEL --target {chip}` "
+            "names the rewrite or the activation that cures it"
+        )
+    for line in (lines := _audit_lines(found))[1:]:
+        if line.startswith("cpu"):
+            request.progress(f"{chip}: {line}")
+    write(request.path / "audit.txt", "".join(f"{line}\n" for line in lines))
+
+
+def _audit_lines(found: Audit) -> list[str]:
+    """Return the lines of ``audit.txt``, one for each node that the accelerator does not run."""
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in found.counts.items() if count)
+    return [
+        f"{found.chip.title}: {found.share:.1%} of the multiplications on the accelerator "
+        f"(nodes: {counts})",
+        f"source: {found.chip.source}",
+        *found.remarks,
+        *(
+            " ".join(filter(None, (row.verdict, row.op, row.node))) + f": {row.why}"
+            for row in found.rows
+            if row.verdict != "runs"
+        ),
+    ]
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -160,12 +206,14 @@ def with_certain_class(model: onnx.ModelProto, manifest: Manifest) -> onnx.Model
 # --- the README ----------------------------------------------------------------------------------
 
 
-def _readme(manifest: Manifest, guide: Guide, model: str, *, calibrated: bool) -> str:
+def _readme(
+    manifest: Manifest, guide: Guide, model: str, *, calibrated: bool, audited: bool
+) -> str:
     sections = [
         f"# {_plain(manifest.model)} for {guide.title}",
         *_about(manifest, model),
         "## Files",
-        _files(guide, model, calibrated=calibrated),
+        _files(guide, model, calibrated=calibrated, audited=audited),
         "## Convert",
         *_steps(guide.steps),
         "## What was proved",
@@ -194,8 +242,10 @@ def _about(manifest: Manifest, model: str) -> list[str]:
     return words
 
 
-def _files(guide: Guide, model: str, *, calibrated: bool) -> str:
+def _files(guide: Guide, model: str, *, calibrated: bool, audited: bool) -> str:
     files = {model: "the proved model", **guide.files}
+    if audited:
+        files["audit.txt"] = "which operators the chip runs, from the table of its vendor"
     if calibrated:
         files["calibration/"] = (
             "images for the quantiser, letterboxed like all inputs; `calibration.json` names them "

@@ -6,8 +6,7 @@ operators of each chip are in its table "Hardware Supported Operators":
 
 * kl520: neither Sigmoid nor Mul nor Slice, so only yolov7-tiny with LeakyReLU.
 * kl720: no resizing of both axes at once: rewrite ``resize-per-axis``.
-* kl720, kl530, kl630: slices without steps only: the variants with four levels need the rewrite
-  ``reorg-conv6``.
+* all: slices without steps only: the variants with four levels need the rewrite ``reorg-conv6``.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import ConfigError
 from y7edge.export import calibration_files, handover_folder
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
@@ -40,32 +36,17 @@ CALIBRATES = True
 NEEDS_CHECKPOINT = False
 
 _SCRIPT = Path(__file__).with_name("_kneron_convert.py")
-# Operators that the toolchain refuses, or moves to the CPU in the middle of the network.
-_LACKING = {
-    "kl520": {"Sigmoid", "Mul", "Max", "Slice"},
-    "kl530": {"Max"},
-    "kl630": {"Max"},
-    "kl720": {"Max"},
-    "kl730": set(),
-}
-_CURES = {
-    "Sigmoid": "the chip runs LeakyReLU: use a model trained with it, such as yolov7-tiny",
-    "Mul": "the chip runs LeakyReLU: use a model trained with it, such as yolov7-tiny",
-    "Max": "omit --rewrite leaky-max",
-    "Slice": "pass --rewrite reorg-conv6",
-    "Resize": "pass --rewrite resize-per-axis",
-}
 
 
 def build(request: BuildRequest) -> Artifact:
     """Write the folder.
 
     Raises:
-        ConfigError: the chip is unknown, or does not run an operator of the model.
+        ConfigError: the chip is unknown, or its toolchain refuses the model.
     """
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[-1])
-    _require_operators(onnx.load(request.model), chip)
     handover_folder.start(request)
+    handover_folder.audited(request, chip)
     assert request.calibration is not None  # CALIBRATES
     image = request.manifest.input
     folder = request.path / "calibration"
@@ -85,32 +66,6 @@ def versions() -> dict[str, str]:
     return {}
 
 
-def _require_operators(model: onnx.ModelProto, chip: str) -> None:
-    """Raise ConfigError if the chip does not run an operator as the graph uses it."""
-    values = {value.name: value for value in model.graph.value_info}
-    for node in model.graph.node:
-        lacking = node.op_type in _LACKING[chip]
-        if node.op_type == "Resize" and chip == "kl720":
-            lacking = _resizes_both(model, node)
-        if node.op_type == "Slice" and chip != "kl730":
-            lacking = True  # those of space-to-depth have steps of 2
-        if lacking:
-            raise ConfigError(
-                f"{chip} does not run {node.op_type} ({node.name}): {_CURES[node.op_type]}, or "
-                "choose another chip (--option chip=NAME)"
-            )
-    del values
-
-
-def _resizes_both(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """Return whether a Resize changes height and width."""
-    from onnx import numpy_helper
-
-    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    scales = numpy_helper.to_array(arrays[node.input[2]])
-    return bool((scales[2:] != 1).all())
-
-
 def _guide(chip: str) -> Guide:
     int16 = (
         ()
@@ -126,8 +81,8 @@ def _guide(chip: str) -> Guide:
         steps=[
             Step(
                 "Start the toolchain",
-                "The container sees this folder as `/data1`. Limit its memory, because quantisation "
-                "can take more than the machine has:",
+                "The container sees this folder as `/data1`. Limit its memory, because "
+                "quantisation can take more than the machine has:",
                 (
                     'docker run --rm -it --memory 16g -v "$PWD":/data1 kneron/toolchain:latest',
                     "cd /data1",
@@ -154,8 +109,8 @@ def _guide(chip: str) -> Guide:
                 "Run `kneron/` on the device",
                 "Load the .nef file with Kneron PLUS. Send images of the size of the input, "
                 "letterboxed as below, with `normalize_mode=KP_NORMALIZE_KNERON`, "
-                "`resize_mode=KP_RESIZE_DISABLE` and `padding_mode=KP_PADDING_DISABLE`, and ask for "
-                "float outputs in the order of channels `KP_CHANNEL_ORDERING_CHW`.",
+                "`resize_mode=KP_RESIZE_DISABLE` and `padding_mode=KP_PADDING_DISABLE`, and ask "
+                "for float outputs in the order of channels `KP_CHANNEL_ORDERING_CHW`.",
             ),
         ],
         not_run=(
@@ -163,7 +118,7 @@ def _guide(chip: str) -> Guide:
             "documents below; the inserted normalisation is tested in ONNX Runtime."
         ),
         sources=(
-            "https://doc.kneron.com/docs/toolchain/manual_3_onnx/ (optimize, ModelConfig, evaluate)",
+            "https://doc.kneron.com/docs/toolchain/manual_3_onnx/ (optimize, evaluate)",
             "https://doc.kneron.com/docs/toolchain/manual_4_bie/ (analysis, kneron_inference)",
             "https://doc.kneron.com/docs/toolchain/manual_5_nef/ (compile)",
             "https://doc.kneron.com/docs/toolchain/appendix/operators/ (operators of each chip)",
