@@ -7,6 +7,7 @@ convert the model, what was proved, and how to get boxes from the outputs.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError, ExportError
 from y7edge.export.audit import Audit, audit, chips
+from y7edge.export.calibration import Calibration
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import handover
 
 MODEL = "model.onnx"
+
+_WORD = re.compile(r"[A-Za-z0-9/_][A-Za-z0-9./:_-]{0,255}")
 
 CERTAIN = 8.0
 """Logit of a class that is the only one: its probability is 0.9997."""
@@ -101,6 +105,30 @@ def write_json(path: Path, content: object) -> None:
 def copy_script(source: Path, path: Path) -> None:
     """Copy a script of this package that runs without y7edge."""
     shutil.copyfile(source, path)
+
+
+def images_of(request: BuildRequest) -> Calibration:
+    """Return the calibration images of a request; raise ConfigError if it has none."""
+    if request.calibration is None:
+        raise ConfigError(
+            f"target {request.manifest.target} needs calibration images: give a data set or a "
+            "folder of images (--calib DATA)"
+        )
+    return request.calibration
+
+
+def word(name: str) -> str:
+    """Return a name of the graph for a shell script or a list of the vendor's tool.
+
+    Raises:
+        ConfigError: the name has characters that these could interpret.
+    """
+    if not _WORD.fullmatch(name):
+        raise ConfigError(
+            f"the graph has the name {name[:64]!r}, expected letters, digits and ./:_- only: export "
+            "the model again"
+        )
+    return name
 
 
 def audited(request: BuildRequest, chip: str) -> None:

@@ -33,7 +33,7 @@ def network(path: Path) -> dict[str, Any]:
 
 def outputs(layers: dict[str, Any]) -> list[tuple[int, str]]:
     """Return (rows, name) of the layers that write the outputs, the most rows first."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, layer in layers.items():
         if layer["type"] == "output_layer":
             found |= {source: layers[source] for source in layer["input"]}

@@ -33,8 +33,8 @@ RUNTIME = "handover"
 CHIPS = ("hailo8", "hailo8l", "hailo10h", "hailo15h", "hailo15l")
 OPTIONS = {
     "chip": f"The accelerator: {', '.join(CHIPS)}; default: hailo8.",
-    "nms": "Where boxes are decoded: cpu (by HailoRT, in the .hef) or none (raw heads, for y7edge); "
-    "default: cpu.",
+    "nms": "Where boxes are decoded: cpu (by HailoRT) or none (raw heads, for y7edge); default: "
+    "cpu.",
 }
 REWRITES: tuple[str, ...] = ()
 INT8_HEADS = False
@@ -55,8 +55,7 @@ def build(request: BuildRequest) -> Artifact:
     """
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
     nms = handover_folder.choice(request.options, "nms", ("cpu", "none"), "cpu") == "cpu"
-    manifest, calibration = request.manifest, request.calibration
-    assert calibration is not None  # CALIBRATES
+    manifest, calibration = request.manifest, handover_folder.images_of(request)
     model = onnx.load(handover_folder.start(request))
     handover_folder.audited(request, chip)
     source = handover_folder.MODEL
@@ -125,7 +124,7 @@ def _model_script(count: int, *, nms: bool) -> str:
 
 
 def _convert_script(source: str, chip: str, ends: list[str], *, nms: bool) -> str:
-    nodes = " ".join(f"'{name}'" for name in ends)
+    nodes = " ".join(handover_folder.word(name) for name in ends)
     fill = "python layers.py model.har\n" if nms else ""
     return f"""#!/bin/sh
 # Convert {source} for {chip}, with Hailo's Dataflow Compiler. Writes model.hef.
@@ -157,8 +156,8 @@ def _guide(manifest: Manifest, chip: str, *, nms: bool) -> Guide:
             "layers.py": "fills in the names of the compiler's layers",
         }
     box = (
-        "The .hef contains HailoRT's NMS (`yolov5`, which decodes YOLOv7 too): the output is a list "
-        "of boxes for each class, as y0, x0, y1, x1 and score, in fractions of the input. The "
+        "The .hef contains HailoRT's NMS (`yolov5`, which decodes YOLOv7 too): the output is a "
+        "list of boxes for each class, as y0, x0, y1, x1 and score, in fractions of the input. The "
         "thresholds are those of `nms.json`. To decode the boxes with y7edge instead, export with "
         "`--option nms=none`."
         if nms

@@ -45,12 +45,12 @@ def build(request: BuildRequest) -> Artifact:
         ConfigError: the chip is unknown, or its toolchain refuses the model.
     """
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[-1])
+    calibration = handover_folder.images_of(request)
     handover_folder.start(request)
     handover_folder.audited(request, chip)
-    assert request.calibration is not None  # CALIBRATES
     image = request.manifest.input
     folder = request.path / "calibration"
-    calibration_files.write(request.calibration, image, folder, "images")
+    calibration_files.write(calibration, image, folder, "images")
     handover_folder.copy_script(_SCRIPT, request.path / "convert.py")
     settings = {
         "platform": chip.removeprefix("kl"),
