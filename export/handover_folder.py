@@ -125,8 +125,8 @@ def word(name: str) -> str:
     """
     if not _WORD.fullmatch(name):
         raise ConfigError(
-            f"the graph has the name {name[:64]!r}, expected letters, digits and ./:_- only: export "
-            "the model again"
+            f"the graph has the name {name[:64]!r}, expected letters, digits and ./:_- only: "
+            "export the model again"
         )
     return name
 
