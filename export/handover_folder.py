@@ -60,6 +60,7 @@ class Guide:
         not_run: What was not run here, one sentence.
         boxes: How the vendor's own software gets boxes; empty if it does not.
         sources: Documents of the vendor on which the commands are based.
+        heading: Heading of the steps.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Guide:
     not_run: str
     sources: Sequence[str]
     boxes: str = ""
+    heading: str = "Convert"
 
 
 def start(request: BuildRequest, model: str = MODEL) -> Path:
@@ -242,7 +244,7 @@ def _readme(
         *_about(manifest, model),
         "## Files",
         _files(guide, model, calibrated=calibrated, audited=audited),
-        "## Convert",
+        f"## {guide.heading}",
         *_steps(guide.steps),
         "## What was proved",
         *_proved(guide, model),
@@ -364,7 +366,7 @@ def _snippet(manifest: Manifest) -> str:
             "geometry = preprocess(image)  # BGR; the network's input is preprocess.tensor",
             f'decode = Postprocessor(manifest.levels, manifest.nc, "{first.activation}", '
             f'layout="{first.layout}")',
-            f"(boxes,) = decode.heads([{heads}], Criteria(conf={manifest.thresholds.conf:g}))",
+            f"boxes = decode.heads([{heads}], Criteria(conf={manifest.thresholds.conf:g}))[0]",
             "xyxy = geometry.to_source(boxes.xyxy)  # pixels of the image",
             "```",
         )

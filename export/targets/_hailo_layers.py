@@ -1,4 +1,4 @@
-"""Write the names of the output layers into nms.json, after `hailo parser`.
+"""Write nms_layers.json: nms.json with the names of the output layers, after `hailo parser`.
 
     python layers.py model.har
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+FILLED = "nms_layers.json"
 
 
 def network(path: Path) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def _rows(layer: dict[str, Any]) -> int:
 
 def _advice(path: Path, problem: object) -> SystemExit:
     return SystemExit(
-        f"{path}: {problem}: write the names of the output layers into nms.json by hand, as "
-        "`hailo parser` printed them, the layer with the most rows first"
+        f"{path}: {problem}: copy nms.json to {FILLED}, and write the names of the output layers "
+        "there by hand, as `hailo parser` printed them, the layer with the most rows first"
     )
 
 
@@ -59,8 +60,7 @@ def main() -> None:
     """Fill in ``encoded_layer`` of each decoder."""
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: python {Path(__file__).name} MODEL.har")
-    path = HERE / "nms.json"
-    config = json.loads(path.read_text("utf-8"))
+    config = json.loads((HERE / "nms.json").read_text("utf-8"))
     har = Path(sys.argv[1])
     try:
         found = outputs(network(har))
@@ -74,8 +74,8 @@ def main() -> None:
         raise _advice(har, f"expected outputs with {expected} rows, found {found}")
     for decoder, (_, name) in zip(decoders, found):  # noqa: B905 - also runs in Python 3.8
         decoder["encoded_layer"] = name.rsplit("/", 1)[-1]
-    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    print(f"{path.name}: {', '.join(decoder['encoded_layer'] for decoder in decoders)}")
+    (HERE / FILLED).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    print(f"{FILLED}: {', '.join(decoder['encoded_layer'] for decoder in decoders)}")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _model_script(count: int, *, nms: bool) -> str:
     if nms:
         lines[1:1] = [
             "change_output_activation(sigmoid)",
-            'nms_postprocess("nms.json", yolov5, engine=cpu)',
+            'nms_postprocess("nms_layers.json", yolov5, engine=cpu)',
         ]
     return "".join(f"{line}\n" for line in lines)
 
@@ -153,7 +153,7 @@ def _guide(manifest: Manifest, chip: str, *, nms: bool) -> Guide:
     if nms:
         files |= {
             "nms.json": "anchors, strides and thresholds for HailoRT's NMS",
-            "layers.py": "fills in the names of the compiler's layers",
+            "layers.py": "writes `nms_layers.json`, with the names of the compiler's layers",
         }
     box = (
         "The .hef contains HailoRT's NMS (`yolov5`, which decodes YOLOv7 too): the output is a "

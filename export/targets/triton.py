@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from y7edge.artifact import bounds
 from y7edge.artifact.artifact import Artifact
@@ -36,8 +37,8 @@ OPTIONS = {
     "device": "Where the server runs it: auto, cpu or gpu; default: auto.",
     "instances": "Number of instances on each device; default: 1.",
     "max-batch": "Largest batch size, if the batch size is dynamic; default: 8.",
-    "queue-delay": "Longest wait for a batch in microseconds, if the batch size is dynamic; without "
-    "it, the server does not join requests.",
+    "queue-delay": "Longest wait for a batch in microseconds, if the batch size is dynamic; "
+    "without it, the server does not join requests.",
 }
 REWRITES: tuple[str, ...] = ()
 INT8_HEADS = False
@@ -46,6 +47,7 @@ NEEDS_CHECKPOINT = False
 
 REPOSITORY = "models"
 
+_SCRIPT = Path(__file__).with_name("_triton_client.py")
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
@@ -73,7 +75,8 @@ def build(request: BuildRequest) -> Artifact:
     model = f"{REPOSITORY}/{name}/1/{handover_folder.MODEL}"
     handover_folder.start(request, model)
     handover_folder.write(request.path / REPOSITORY / name / "config.pbtxt", config)
-    return handover_folder.finish(request, _guide(name, manifest), model)
+    handover_folder.copy_script(_SCRIPT, request.path / "client.py")
+    return handover_folder.finish(request, _guide(name), model)
 
 
 def versions() -> dict[str, str]:
@@ -113,14 +116,13 @@ def _tensor(
     return [f"{field} [", f"  {{ {values} }}", "]"]
 
 
-def _guide(name: str, manifest: Manifest) -> Guide:
-    image = manifest.input
-    numpy_type = {"float32": "FP32", "uint8": "UINT8"}[image.dtype]
-    names = ", ".join(f'"{output.name}"' for output in manifest.outputs)
+def _guide(name: str) -> Guide:
     return Guide(
         title="the Triton Inference Server",
+        heading="Serve",
         files={
             f"{REPOSITORY}/{name}/config.pbtxt": "the model's configuration on the server",
+            "client.py": "sends an image, and prints the detections",
         },
         steps=[
             Step(
@@ -140,17 +142,8 @@ def _guide(name: str, manifest: Manifest) -> Guide:
             ),
             Step(
                 "Send an image",
-                "`pip install 'tritonclient[http]'`; `preprocess` is that of the last section:",
-                (
-                    "python - <<'END'",
-                    "from tritonclient.http import InferenceServerClient, InferInput",
-                    'client = InferenceServerClient("localhost:8000")',
-                    f'image = InferInput("{image.name}", preprocess.tensor.shape, "{numpy_type}")',
-                    "image.set_data_from_numpy(preprocess.tensor)",
-                    f'result = client.infer("{name}", [image])',
-                    f"outputs = [result.as_numpy(name) for name in ({names},)]",
-                    "END",
-                ),
+                "",
+                ("pip install 'tritonclient[http]'", "python client.py IMAGE"),
             ),
         ],
         not_run="The server.",
