@@ -101,7 +101,7 @@ def write(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file with the same bytes on all systems."""
-    write(path, json.dumps(content, indent=2) + "\n")
+    write(path, f"{json.dumps(content, indent=2)}\n")
 
 
 def copy_script(source: Path, path: Path) -> None:

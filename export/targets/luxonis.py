@@ -10,7 +10,6 @@ by its parser and subtype, expects probabilities, and reads the outputs in the o
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import tarfile
 from collections.abc import Mapping
@@ -54,13 +53,11 @@ def build(request: BuildRequest) -> Artifact:
         for number, output in enumerate(request.manifest.outputs, 1)
     }
     model = _renamed(handover_folder.with_certain_class(model, request.manifest), names)
-    config = archive_config(request.manifest, names)
-    files = {
-        "model.onnx": model.SerializeToString(deterministic=True),
-        "config.json": (json.dumps(config, indent=4) + "\n").encode(),
-    }
+    path = request.path / "config.json"
+    handover_folder.write_json(path, archive_config(request.manifest, names))
+    content = model.SerializeToString(deterministic=True)
+    files = {handover_folder.MODEL: content, path.name: path.read_bytes()}
     _write_archive(request.path / ARCHIVE, files)
-    handover_folder.write_json(request.path / "config.json", config)
     return handover_folder.finish(request, _guide(request.manifest))
 
 

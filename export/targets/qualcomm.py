@@ -123,7 +123,7 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
     """Return a QDQ graph as a float graph, and its ranges as quantisation overrides.
 
     The weights are those of the QDQ graph, dequantised: with the overrides, a quantiser restores
-    the same integers. Convolutions that stay in float have overrides of type float.
+    the same integers. Tensors and convolutions that stay in float have overrides of type float.
     """
     parsed = parse(model)
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -162,8 +162,8 @@ def _overrides(parsed: Parsed, plain: Mapping[str, str]) -> dict[str, Any]:
     for node in parsed.model.graph.node:
         if node.op_type == "Conv" and node.input[1] not in parameters:
             parameters |= dict.fromkeys(node.input[1:], floats)
-            for name in node.output:
-                activations.setdefault(name, floats)
+        for name in node.output:  # else the SDK would quantise it with ranges of its own
+            activations.setdefault(name, floats)
     return {
         "version": "0.6.1",
         "activation_encodings": dict(sorted(activations.items())),

@@ -19,7 +19,6 @@ from y7edge.detect.preprocess import Preprocessor
 from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
-from y7edge.export.graph.quantize import PROFILES
 from y7edge.export.quantization import Quantizer
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import BuildRequest
@@ -62,7 +61,7 @@ def build(
         folded, height=imgsz[0], width=imgsz[1], rewrites=rewrites, **{"batch": 1, **kinds}
     )
     if profile is not None:
-        quantizer = Quantizer(graph, calibration.inputs(manifest.input), PROFILES[profile])
+        quantizer = Quantizer(graph, calibration.inputs(manifest.input), profile)
         kept = quantizer.heads if kept_heads else ()
         graph = quantizer.quantized(kept)
         described = Quantization(
@@ -86,9 +85,11 @@ def build(
     return module.build(request)
 
 
-def run(model: Path, array: np.ndarray) -> list[np.ndarray]:
+def run(model: Path, array: np.ndarray, *, optimize: bool = True) -> list[np.ndarray]:
     """Run an ONNX file on one input in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: array})
