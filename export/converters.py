@@ -23,8 +23,11 @@ _OFFLINE = {
 }
 
 
-def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> None:
+def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> str:
     """Run a converter in ``folder``, an empty temporary folder. It must write the file ``made``.
+
+    Returns:
+        What it wrote to standard output.
 
     Raises:
         ExportError: the converter failed, took more than ``seconds``, or did not write the file.
@@ -50,3 +53,4 @@ def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: fl
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         last = " ".join(lines[-1].split())[:400] if lines else "no message"
         raise ExportError(f"{name} cannot convert the model: {last} (code {done.returncode})")
+    return done.stdout

@@ -41,6 +41,7 @@ from y7edge.export.targets.base import (
     Target,
     Unprovable,
     require_device,
+    require_fit,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
@@ -133,6 +134,7 @@ def export(
     _require(chosen, destination, precision, device)
     rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    require_fit(chosen, draft, options or {})
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
     found = None
     if precision == "int8" or chosen.CALIBRATES:
