@@ -4,7 +4,9 @@ The compiler (https://coral.ai/docs/edgetpu/compiler/) is a closed program for x
 ``edgetpu_compiler`` is on the PATH, the target runs it and reads which operators it mapped; else it
 hands over the file and the command. The chip has about 8 MiB of memory for weights, of which the
 compiler needs some; what does not fit is sent over USB or PCIe in every run. Large inputs are known
-to fail in the compiler. Therefore only small models at up to 320 pixels are accepted.
+to fail in the compiler. Therefore only small models at up to 320 pixels are accepted. It refuses
+newer versions of resizing (https://github.com/google-coral/edgetpu/issues/187), so the file has
+version 1, which computes the same.
 
 The compiler was not run by the authors. Its output is read as it is printed in public reports
 (https://github.com/google-coral/edgetpu/issues/427, 60 and 671).
@@ -118,7 +120,7 @@ def build(request: BuildRequest) -> Artifact:
     require_fit(request.manifest, request.options)
     folder, found = request.path, None
     folder.mkdir()
-    manifest = litert_file.convert_to_integers(request, folder / MODEL)
+    manifest = litert_file.convert_for_compiler(request, folder / MODEL, half_pixels=False)
     program = None if "compile" in request.options else shutil.which(_COMPILER)
     arguments = _arguments(request.options)
     if program is None:

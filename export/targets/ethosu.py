@@ -143,7 +143,7 @@ def build(request: BuildRequest) -> Artifact:
     version = interpreters.require_packages(python, [_PACKAGE], _RECIPE)[_PACKAGE]
     folder = request.path
     folder.mkdir()
-    manifest = litert_file.convert_to_integers(request, folder / MODEL)
+    manifest = litert_file.convert_for_compiler(request, folder / MODEL)
     found = compile_model(python, folder / MODEL, folder / COMPILED, setup)
     _require_npu(found, setup, request)
     config = None

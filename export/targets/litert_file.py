@@ -74,22 +74,29 @@ def build(request: BuildRequest) -> Artifact:
     return Artifact(request.path, convert(request, request.path))
 
 
-def convert_to_integers(request: BuildRequest, path: Path) -> Manifest:
-    """Convert an int8 model to a file that computes in integers only, as integer NPUs require.
+def convert_for_compiler(
+    request: BuildRequest, path: Path, *, half_pixels: bool = True
+) -> Manifest:
+    """Write the model as a .tflite file for a vendor's compiler; see ``_litert_convert.plain``.
 
-    Arguments, result and errors are those of ``convert``.
+    In int8, the file computes in integers only, as integer NPUs require. Arguments, result and
+    errors are those of ``convert``.
 
     Raises:
         ExportError: a layer is to stay in float.
     """
     described = request.manifest.quantization
-    if described is None or described.kept:
-        kept = "all layers" if described is None else described.kept[0]
+    if described is not None and described.kept:
         raise ExportError(
             f"target {request.manifest.target} needs a file that computes in integers only, but "
-            f"{kept} would stay in float: use precision int8 with all layers quantised"
+            f"{described.kept[0]} would stay in float: use precision int8 with all layers quantised"
         )
-    return convert(request, path)
+    manifest = convert(request, path)
+    try:
+        _litert_convert.plain(str(path), half_pixels=half_pixels)
+    except Exception as error:  # flatbuffers has no exception class
+        raise _unreadable("litert-torch", error) from error
+    return manifest
 
 
 def convert(request: BuildRequest, path: Path) -> Manifest:
