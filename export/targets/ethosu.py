@@ -78,7 +78,12 @@ _LARGEST = 1 << 20  # bytes of a configuration file
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}")
 _REFUSED = re.compile(r"operator: \w+, ofm: '(.*)'\nReason: (.*)")
 _CLOCK = "core_clock"
-_AREAS = ("sram", "dram", "on_chip_flash", "off_chip_flash")
+_AREAS = {
+    "sram": "SRAM",
+    "dram": "DRAM",
+    "on_chip_flash": "on-chip flash",
+    "off_chip_flash": "off-chip flash",
+}
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,12 @@ class Placement:
     """Where the operators of a compiled file run, as Vela reports it.
 
     Attributes:
-        operators: Kind of operator -> number on the NPU and on the CPU, and cycles on the NPU.
+        operators: Kind of operator -> number on the NPU and on the CPU, and estimated cycles.
         cpu: Name, kind and reason of each operator on the CPU.
         memory: Memory area -> bytes.
         macs: Multiplications of one run.
-        cycles: Estimated cycles of one run on the NPU.
-        seconds: Estimated time of one run on the NPU.
+        estimated_cycles: Cycles of one run on the NPU, by Vela's performance model.
+        estimated_seconds: Time of one run on the NPU, by the same model.
         clock: Clock of the NPU in the system configuration, in Hz.
     """
 
@@ -116,8 +121,8 @@ class Placement:
     cpu: tuple[dict[str, str], ...]
     memory: dict[str, int]
     macs: int
-    cycles: int
-    seconds: float
+    estimated_cycles: int
+    estimated_seconds: float
     clock: float
 
     @property
@@ -125,10 +130,20 @@ class Placement:
         """Number of operators on the NPU."""
         return sum(counts["npu"] for counts in self.operators.values())
 
+    def used(self) -> str:
+        """Return the used memory, for messages."""
+        sizes = [f"{n / 2**20:.1f} MiB {_AREAS[area]}" for area, n in self.memory.items() if n]
+        return ", ".join(sizes)
+
+    def estimate(self) -> str:
+        """Return the estimated cycles and time, for messages."""
+        milliseconds, megahertz = 1000 * self.estimated_seconds, self.clock / 1e6
+        return f"{self.estimated_cycles:,} cycles, {milliseconds:.1f} ms at {megahertz:g} MHz"
+
 
 def require_fit(_: Manifest, options: Mapping[str, str]) -> None:
     """Raise ConfigError if the value of an option is invalid."""
-    _setup(options)
+    setup_of(options)
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -139,7 +154,7 @@ def build(request: BuildRequest) -> Artifact:
         ExportError: a converter failed, or operators stay on the CPU.
         RuntimeMissing: an interpreter with litert-torch or Vela was not found.
     """
-    setup, python = _setup(request.options), _interpreter()
+    setup, python = setup_of(request.options), _interpreter()
     version = interpreters.require_packages(python, [_PACKAGE], _RECIPE)[_PACKAGE]
     folder = request.path
     folder.mkdir()
@@ -155,7 +170,7 @@ def build(request: BuildRequest) -> Artifact:
         "npu_operators": found.npu,
         "cpu_operators": len(found.cpu),
         **asdict(found),
-        "note": "cycles and seconds are estimates of Vela's performance model, not measured",
+        "note": "estimates are those of Vela's performance model, not measured",
     }
     write_text(folder / PLACEMENT, json.dumps(record, indent=1) + "\n")
     instructions.write(folder, manifest, MODEL, _sections(found, setup, version, config))
@@ -202,8 +217,8 @@ def _interpreter() -> Path:
     return interpreters.find_interpreter(NAME, "ethosu", _RECIPE)
 
 
-def _setup(options: Mapping[str, str]) -> Setup:
-    """Read the options; raise ConfigError if one is invalid."""
+def setup_of(options: Mapping[str, str]) -> Setup:
+    """Read the options of the target; raise ConfigError if one is invalid."""
     accelerator = options.get("accelerator", _ACCELERATOR)
     if accelerator not in _SETUPS:
         raise ConfigError(
@@ -263,10 +278,10 @@ def _placement(output: Path, stem: str, printed: str) -> Placement:
         cpu = []
         for row in rows:
             counts = operators.setdefault(
-                row["Original Operator"], {"npu": 0, "cpu": 0, "cycles": 0}
+                row["Original Operator"], {"npu": 0, "cpu": 0, "estimated_cycles": 0}
             )
             counts[row["Target"].lower()] += 1
-            counts["cycles"] += round(float(row["Op Cycles"]))
+            counts["estimated_cycles"] += round(float(row["Op Cycles"]))
             if row["Target"] == "CPU":
                 name = row["Name"]
                 why = one_line(reasons.get(name, "not reported"), 200)
@@ -319,8 +334,8 @@ def _require_npu(found: Placement, setup: Setup, request: BuildRequest) -> None:
     total = found.npu + len(found.cpu)
     request.progress(
         f"Vela places {found.npu} of {total} operators on the {setup.accelerator}, "
-        f"{len(found.cpu)} on the CPU; {_memory(found)}; estimated, not measured: "
-        f"{found.cycles:,} cycles, {1000 * found.seconds:.1f} ms at {found.clock / 1e6:g} MHz"
+        f"{len(found.cpu)} on the CPU; {found.used()}; estimated, not "
+        f"measured: {found.estimate()}"
     )
     if not found.cpu:
         return
@@ -338,16 +353,11 @@ def _require_npu(found: Placement, setup: Setup, request: BuildRequest) -> None:
         )
 
 
-def _memory(found: Placement) -> str:
-    used = {area.replace("_", "-"): size for area, size in found.memory.items() if size}
-    return ", ".join(f"{size / 2**20:.1f} MiB {area}" for area, size in used.items())
-
-
 def _sections(found: Placement, setup: Setup, version: str, config: str | None) -> dict[str, str]:
     """Return the sections of the README."""
     rows = ["| operator | on the NPU | on the CPU | estimated cycles |", "|---|---:|---:|---:|"]
     rows += [
-        f"| {kind} | {one['npu']} | {one['cpu']} | {one['cycles']:,} |"
+        f"| {kind} | {one['npu']} | {one['cpu']} | {one['estimated_cycles']:,} |"
         for kind, one in found.operators.items()
     ]
     on_cpu = [f"* {one['kind']} `{one['name']}`: {one['why']}" for one in found.cpu[:20]]
@@ -372,8 +382,7 @@ def _sections(found: Placement, setup: Setup, version: str, config: str | None) 
             + ("\n\nOn the CPU:\n\n" + "\n".join(on_cpu) if on_cpu else "")
         ),
         "Memory and time": (
-            f"{_memory(found)}; {found.macs:,} multiplications. Vela's performance model estimates "
-            f"{found.cycles:,} cycles, {1000 * found.seconds:.1f} ms at {found.clock / 1e6:g} MHz. "
-            "This is not a measurement. The compiled file was not run."
+            f"{found.used()}; {found.macs:,} multiplications. Vela's performance model estimates "
+            f"{found.estimate()}. This is not a measurement. The compiled file was not run."
         ),
     }
