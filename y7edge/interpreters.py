@@ -125,5 +125,5 @@ def _answer(python: Path, program: str, names: Sequence[str]) -> dict[str, Any]:
             check=True,
         )
         return {str(name): value for name, value in json.loads(done.stdout).items()}
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         raise RuntimeMissing(f"{python} is not a Python interpreter: {error}") from error
