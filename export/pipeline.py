@@ -101,9 +101,9 @@ def export(
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime; allowed in int8
             without ``data``; else forbidden.
-        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
-            Required in int8, where layers go back to float until the drop of the mAP is accepted.
+        data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
+            ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
+            int8, where layers go back to float until the drop of the mAP is accepted.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
             measure it in other precisions.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.

@@ -14,22 +14,20 @@ The compiler was not run by the authors. Its output is read as it is printed in 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError, ExportError
-from y7edge.export import converters, instructions
+from y7edge.export import converters, handover_folder
+from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets import litert_file
 from y7edge.export.targets.base import BuildRequest
-from y7edge.files import write_text
-from y7edge.runtimes import handover
 
 NAME = "edgetpu"
 SUFFIX = ".edgetpu.handover"
@@ -42,7 +40,7 @@ BATCHES = ("1",)
 RUNTIME = "handover"
 OPTIONS = {
     "min-runtime": "Oldest version of the Edge TPU runtime that must run the file, such as 13.",
-    "compile": "no: do not run edgetpu_compiler, even if it is installed.",
+    "compile": "Whether to run edgetpu_compiler if it is installed: yes or no; default: yes.",
 }
 REWRITES: tuple[str, ...] = ()
 INT8_HEADS = True
@@ -105,8 +103,7 @@ def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
         raise ConfigError(
             f"option min-runtime is {options['min-runtime'][:64]!r}, expected a version such as 13"
         )
-    if options.get("compile", "no") != "no":
-        raise ConfigError(f"option compile is {options['compile'][:64]!r}, expected no")
+    handover_folder.choice(options, "compile", ("yes", "no"), "yes")
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -121,18 +118,16 @@ def build(request: BuildRequest) -> Artifact:
     folder, found = request.path, None
     folder.mkdir()
     manifest = litert_file.convert_for_compiler(request, folder / MODEL, half_pixels=False)
-    program = None if "compile" in request.options else shutil.which(_COMPILER)
+    program = None if request.options.get("compile") == "no" else shutil.which(_COMPILER)
     arguments = _arguments(request.options)
     if program is None:
         request.progress(f"{_COMPILER} was not run: README.md has the command")
     else:
         found = compile_model(program, folder / MODEL, folder / COMPILED, arguments)
         _report(found, request)
-        write_text(folder / PLACEMENT, json.dumps(asdict(found), indent=1) + "\n")
-    sections = _sections(found, arguments, manifest)
-    instructions.write(folder, manifest, MODEL, sections)
-    handover.write_listing(folder, MODEL)
-    return Artifact(folder, manifest)
+        handover_folder.write_json(folder / PLACEMENT, asdict(found))
+    guide = _guide(found, arguments, manifest)
+    return handover_folder.finish(replace(request, manifest=manifest), guide, MODEL)
 
 
 def compile_model(program: str, source: Path, made: Path, arguments: list[str]) -> Assignment:
@@ -220,17 +215,16 @@ def _report(found: Assignment, request: BuildRequest) -> None:
         )
 
 
-def _sections(found: Assignment | None, arguments: list[str], manifest: Manifest) -> dict[str, str]:
-    """Return the sections of the README."""
-    size = manifest.source.parameters
-    files = f"`{MODEL}`: the network, of integers only; it is the file that is proved."
+def _guide(found: Assignment | None, arguments: list[str], manifest: Manifest) -> Guide:
+    """Return the README's sections."""
     placed = (
-        f"The model has {size / 1e6:.2f} million parameters, one byte each, and the chip about "
-        f"{_MEMORY >> 20} MiB. The compiler prints which operators it maps, and how many "
-        "parameters do not fit."
+        f"The model has {manifest.source.parameters / 1e6:.2f} million parameters, one byte each, "
+        f"and the chip about {_MEMORY >> 20} MiB. The compiler prints which operators it maps, and "
+        "how many parameters do not fit."
     )
+    files = {}
     if found is not None:
-        files += f" `{COMPILED}` runs with an Edge TPU; it was not run."
+        files = {COMPILED: "the compiled model", PLACEMENT: "where its operators run"}
         rows = [f"| {kind} | {count} | Edge TPU |" for kind, count in found.tpu.items()]
         rows += [f"| {row['kind']} | {row['count']} | CPU: {row['why']} |" for row in found.cpu]
         placed += (
@@ -238,13 +232,18 @@ def _sections(found: Assignment | None, arguments: list[str], manifest: Manifest
             f"sends {found.streamed:,} in every run.\n\n| operator | number | runs on |\n"
             "|---|---:|---|\n" + "\n".join(rows)
         )
-    return {
-        "Files": files,
-        "Compile": (
-            "On x86-64 Debian or Ubuntu, with edgetpu-compiler of Google's apt repository "
-            "(https://coral.ai/docs/edgetpu/compiler/):\n\n"
-            + instructions.commands(" ".join((_COMPILER, *arguments, MODEL)))
-            + f"\n\nIt writes `{COMPILED}`."
-        ),
-        "Placement": placed,
-    }
+    step = Step(
+        "Compile",
+        "On x86-64 Debian or Ubuntu, with the package edgetpu-compiler of Google's apt repository. "
+        f"It writes `{COMPILED}`.",
+        (" ".join((_COMPILER, *arguments, MODEL)),),
+    )
+    return Guide(
+        title="the Coral Edge TPU",
+        steps=(step,),
+        files=files,
+        not_run="the compiled model, which needs the device"
+        + ("." if found else "; and the compiler, which is a closed program of Google."),
+        sources=("https://coral.ai/docs/edgetpu/compiler/",),
+        sections={"Placement": placed},
+    )

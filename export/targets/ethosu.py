@@ -13,11 +13,10 @@ on the CPU.
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,11 +24,11 @@ from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError, ExportError
-from y7edge.export import converters, instructions
+from y7edge.export import converters, handover_folder
+from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets import litert_file
 from y7edge.export.targets.base import BuildRequest
-from y7edge.files import read_regular, reason, write_text
-from y7edge.runtimes import handover
+from y7edge.files import read_regular, reason
 from y7edge.text import one_line
 
 NAME = "ethosu"
@@ -68,7 +67,7 @@ OPTIONS = {
     "system-config": "System configuration: clock and bandwidths; default: Vela's.",
     "memory-mode": "Memory mode: where weights and activations are; default: Vela's.",
     "config": "Vela configuration file (.ini) of the board; default: Arm/vela.ini of Vela.",
-    "cpu": "allow: accept operators that stay on the CPU; default: refuse them.",
+    "cpu": "Whether operators may stay on the CPU: refuse or allow; default: refuse.",
 }
 
 _PACKAGE = "ethos-u-vela"
@@ -172,10 +171,9 @@ def build(request: BuildRequest) -> Artifact:
         **asdict(found),
         "note": "estimates are those of Vela's performance model, not measured",
     }
-    write_text(folder / PLACEMENT, json.dumps(record, indent=1) + "\n")
-    instructions.write(folder, manifest, MODEL, _sections(found, setup, version, config))
-    handover.write_listing(folder, MODEL)
-    return Artifact(folder, manifest)
+    handover_folder.write_json(folder / PLACEMENT, record)
+    guide = _guide(found, setup, version, config)
+    return handover_folder.finish(replace(request, manifest=manifest), guide, MODEL)
 
 
 def compile_model(python: Path, source: Path, made: Path, setup: Setup) -> Placement:
@@ -219,11 +217,7 @@ def _interpreter() -> Path:
 
 def setup_of(options: Mapping[str, str]) -> Setup:
     """Read the options of the target; raise ConfigError if one is invalid."""
-    accelerator = options.get("accelerator", _ACCELERATOR)
-    if accelerator not in _SETUPS:
-        raise ConfigError(
-            f"option accelerator is {accelerator[:64]!r}, expected one of {', '.join(_SETUPS)}"
-        )
+    accelerator = handover_folder.choice(options, "accelerator", _SETUPS, _ACCELERATOR)
     system, memory = _SETUPS[accelerator]
     system, memory = options.get("system-config", system), options.get("memory-mode", memory)
     for option, value in (("system-config", system), ("memory-mode", memory)):
@@ -232,8 +226,7 @@ def setup_of(options: Mapping[str, str]) -> Setup:
                 f"option {option} is {value[:64]!r}, expected a name of the configuration file, "
                 "such as Ethos_U55_High_End_Embedded or Shared_Sram"
             )
-    if options.get("cpu", "allow") != "allow":
-        raise ConfigError(f"option cpu is {options['cpu'][:64]!r}, expected allow")
+    handover_folder.choice(options, "cpu", ("refuse", "allow"), "refuse")
     config = Path(options["config"]) if "config" in options else None
     if config is not None:
         _require_sections(config, (f"System_Config.{system}", f"Memory_Mode.{memory}"))
@@ -353,36 +346,44 @@ def _require_npu(found: Placement, setup: Setup, request: BuildRequest) -> None:
         )
 
 
-def _sections(found: Placement, setup: Setup, version: str, config: str | None) -> dict[str, str]:
-    """Return the sections of the README."""
+def _guide(found: Placement, setup: Setup, version: str, config: str | None) -> Guide:
+    """Return the README's sections."""
     rows = ["| operator | on the NPU | on the CPU | estimated cycles |", "|---|---:|---:|---:|"]
     rows += [
         f"| {kind} | {one['npu']} | {one['cpu']} | {one['estimated_cycles']:,} |"
         for kind, one in found.operators.items()
     ]
     on_cpu = [f"* {one['kind']} `{one['name']}`: {one['why']}" for one in found.cpu[:20]]
-    compiling = " ".join(["vela", MODEL, "--output-dir .", *_arguments(setup, config)])
-    return {
-        "Files": (
-            f"`{COMPILED}` runs on the {setup.accelerator}, with TensorFlow Lite Micro or the "
-            f"Ethos-U delegate, and nowhere else. `{MODEL}` is the same network before the "
-            f"compilation, of integers only; it is the file that is proved. `{PLACEMENT}` has the "
-            "numbers of the next sections."
-        ),
-        "Compile it again": (
-            f"{_PACKAGE} {version} made `{COMPILED}`. The system configuration "
-            f"`{setup.system_config}` and the memory mode `{setup.memory_mode}` describe "
-            f"{'the board' if config else 'a reference system of Arm'}: "
-            "take those of your chip, from its vendor.\n\n"
-            + instructions.commands(f"pip install {_PACKAGE}=={version}", compiling)
-        ),
-        "Placement": (
-            f"{found.npu} operators on the NPU, {len(found.cpu)} on the CPU.\n\n"
-            + "\n".join(rows)
-            + ("\n\nOn the CPU:\n\n" + "\n".join(on_cpu) if on_cpu else "")
-        ),
-        "Memory and time": (
-            f"{found.used()}; {found.macs:,} multiplications. Vela's performance model estimates "
-            f"{found.estimate()}. This is not a measurement. The compiled file was not run."
-        ),
+    placed = [f"{found.npu} operators on the NPU, {len(found.cpu)} on the CPU.", "\n".join(rows)]
+    placed += ["On the CPU:", "\n".join(on_cpu)] if on_cpu else []
+    board = "describe the board" if config else "are those of a reference system of Arm"
+    files = {
+        COMPILED: f"the model for the {setup.accelerator}: TensorFlow Lite Micro and the Ethos-U "
+        "delegate run it there, and nowhere else",
+        PLACEMENT: "the numbers of the sections below",
     }
+    step = Step(
+        "Compile it again, for your board",
+        f"The system configuration `{setup.system_config}` and the memory mode "
+        f"`{setup.memory_mode}` {board}; take those of the vendor of your chip.",
+        (
+            f"pip install {_PACKAGE}=={version}",
+            " ".join(["vela", MODEL, "--output-dir .", *_arguments(setup, config)]),
+        ),
+    )
+    return Guide(
+        title=f"the Arm {setup.accelerator}",
+        steps=(step,),
+        files={**files, **({config: "the configuration for Vela"} if config else {})},
+        not_run=f"`{COMPILED}`, which needs the device. Vela {version} compiled it here.",
+        sources=(
+            "Vela, OPTIONS.md (https://gitlab.arm.com/artificial-intelligence/ethos-u/ethos-u-vela)",
+        ),
+        sections={
+            "Placement": "\n\n".join(placed),
+            "Memory and time": (
+                f"{found.used()}; {found.macs:,} multiplications. Vela's performance model "
+                f"estimates {found.estimate()}. This is not a measurement."
+            ),
+        },
+    )

@@ -1,7 +1,7 @@
 """Target ``intelnpu``: OpenVINO IR with static shapes for Intel's NPUs (Core Ultra).
 
 The NPU computes in float16, and integers where a graph is quantised
-(https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devices-and-modes/npu-device.html).
+(``_DOCUMENT``).
 Its compiler is part of the driver; OpenVINO's package on PyPI has none, so compiling needs the
 device. If OpenVINO finds an NPU, the model is compiled on it, otherwise only converted. Numbers are
 proved with OpenVINO's CPU plugin. Compiled blobs are not handed over: OpenVINO does not guarantee
@@ -15,14 +15,16 @@ does not quantise the inputs of activations; graphs with a quantised Add are ref
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.errors import ExportError
-from y7edge.export import instructions
+from y7edge.export import handover_folder
+from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets import openvino_ir
 from y7edge.export.targets.base import BuildRequest
-from y7edge.runtimes import handover, ov
+from y7edge.runtimes import ov
 from y7edge.runtimes.base import one_line
 
 NAME = "intelnpu"
@@ -43,6 +45,11 @@ NEEDS_CHECKPOINT = False
 
 MODEL = "model.xml"
 
+_DOCUMENT = (
+    "https://docs.openvino.ai/2026/openvino-workflow/running-inference/"
+    "inference-devices-and-modes/npu-device.html"
+)
+
 _JOINING = ("Add", "Mul", "Max")
 
 
@@ -60,9 +67,8 @@ def build(request: BuildRequest) -> Artifact:
     openvino_ir.convert(request, folder / MODEL)
     compiled = _compiled(folder / MODEL)
     request.progress(compiled)
-    instructions.write(folder, request.manifest, MODEL, _sections(compiled))
-    handover.write_listing(folder, MODEL)
-    return Artifact(folder, openvino_ir.described(request))
+    described = replace(request, manifest=openvino_ir.described(request))
+    return handover_folder.finish(described, _guide(compiled), MODEL)
 
 
 def versions() -> dict[str, str]:
@@ -107,35 +113,34 @@ def _compiled(model: Path) -> str:
     return f"compiled on {name} without an error; numbers of the NPU were not compared"
 
 
-def _sections(compiled: str) -> dict[str, str]:
-    """Return the sections of the README."""
-    return {
-        "Files": (
-            "`model.xml` and `model.bin` are OpenVINO IR with static shapes. They are proved with "
-            f"OpenVINO's CPU plugin. On the machine of the export: {compiled}."
-        ),
-        "Compile and run": (
-            "On a Core Ultra machine with the NPU's driver "
-            "(https://github.com/intel/linux-npu-driver); the first run compiles, later runs read "
-            "the compiled model from the cache:\n\n"
-            + instructions.commands(
-                "pip install openvino",
-                "benchmark_app -m model.xml -d NPU -hint latency -cdir cache",
-            )
-            + "\n\nIn Python:\n\n"
-            + instructions.commands(
-                "import openvino as ov",
-                "",
-                "core = ov.Core()",
-                'core.set_property({"CACHE_DIR": "cache"})',
-                'model = core.compile_model("model.xml", "NPU")',
-            )
-            + "\n\nDo not copy the cache to machines with another version of OpenVINO or of the "
-            "driver. `y7edge export --target openvino` makes an artifact for the Detector, which "
-            "`y7edge selftest --device npu` checks on the NPU."
-        ),
-        "Limits": (
-            "The NPU computes in float16. Compare boxes with those of the CPU on your images: "
-            "small values can be rounded to 0."
-        ),
-    }
+def _guide(compiled: str) -> Guide:
+    """Return the README's sections."""
+    measure = Step(
+        "Compile and measure",
+        "On a Core Ultra machine with the NPU's driver. The first run compiles; later runs read "
+        "the compiled model from the cache.",
+        ("pip install openvino", "benchmark_app -m model.xml -d NPU -hint latency -cdir cache"),
+    )
+    program = (
+        "```python\n"
+        "import openvino as ov\n\n"
+        "core = ov.Core()\n"
+        'core.set_property({"CACHE_DIR": "cache"})\n'
+        'model = core.compile_model("model.xml", "NPU")\n'
+        "```"
+    )
+    return Guide(
+        title="Intel's NPU",
+        steps=(measure,),
+        files={"model.bin": "its weights"},
+        not_run="the NPU.",
+        sources=(_DOCUMENT, "https://github.com/intel/linux-npu-driver"),
+        sections={
+            "In Python": f"{program}\n\nDo not copy the cache to machines with another version of "
+            "OpenVINO or of the driver. `y7edge export --target openvino` makes an artifact for "
+            "the `Detector`, which `y7edge selftest --device npu` checks on the NPU.",
+            "On the machine of the export": f"{compiled}.",
+            "Limits": "The NPU computes in float16. Compare boxes with those of the CPU on your "
+            "images: small values can be rounded to 0.",
+        },
+    )

@@ -7,28 +7,26 @@
   2.3.0). That package downloads the SDK when it is installed, and installs without it if that
   fails; see ``y7edge.interpreters.empty_packages``.
 
-The limits of MDLA 2.0 are those of
-https://mediatek.gitlab.io/aiot/doc/aiot-dev-guide/master/sw/yocto/ml-guide/neuron-sdk/mt8195/supported-operations/mdla-guide/mdla_guidelines_2_0.html.
-MDLA 3.0 has a page of its own in the folder ``mt8188``. That MT8395 (Genio 1200) has the
-accelerator of MT8195, and MT8370 and MT8390 (Genio 510 and 700) that of MT8188, is from memory.
+The limits of MDLA 2.0 are those of the page ``_LIMITS``. The accelerator of MT8195 is MDLA 2.0, and
+that of MT8188 is MDLA 3.0, for which the folder ``mt8188`` has a page. That MT8395 (Genio 1200) has
+the accelerator of MT8195, and MT8370 and MT8390 (Genio 510 and 700) that of MT8188, is from memory.
 Neither compiler was run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
-from y7edge.errors import ConfigError
-from y7edge.export import instructions
+from y7edge.export import handover_folder
+from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets import _litert_convert, litert_file
 from y7edge.export.targets.base import BuildRequest
-from y7edge.files import write_text
-from y7edge.runtimes import handover
 
 NAME = "mediatek"
 SUFFIX = ".mediatek.handover"
@@ -57,6 +55,10 @@ _AHEAD = (  # ai_edge_litert.aot.vendors.mediatek.target.SocModel
 _CHIPS = tuple(sorted({*_ARCHITECTURES, *_AHEAD}))
 OPTIONS = {"soc": f"The chip, one of {', '.join(_CHIPS)}; default: commands for any."}
 
+_LIMITS = (
+    "https://mediatek.gitlab.io/aiot/doc/aiot-dev-guide/master/sw/yocto/ml-guide/neuron-sdk/mt8195/"
+    "supported-operations/mdla-guide/mdla_guidelines_2_0.html"
+)
 _SDK = "ai-edge-litert-sdk-mediatek"
 _INT8 = 9  # TensorType of schema.fbs
 _SAME = 0  # Padding
@@ -81,9 +83,7 @@ print(result.compilation_report())
 
 def require_fit(_: Manifest, options: Mapping[str, str]) -> None:
     """Raise ConfigError if the chip is not known."""
-    soc = options.get("soc")
-    if soc is not None and soc not in _CHIPS:
-        raise ConfigError(f"option soc is {soc[:64]!r}, expected one of {', '.join(_CHIPS)}")
+    handover_folder.choice(options, "soc", _CHIPS, _CHIPS[0])
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -111,11 +111,9 @@ def build(request: BuildRequest) -> Artifact:
                 request.progress(f"warning: {problem}")
         version = manifest.tools.get("ai-edge-litert", "2.3.0")
         text = _PROGRAM.format(model=MODEL, soc=soc, sdk=_SDK, script=SCRIPT, version=version)
-        write_text(folder / SCRIPT, text)
-    sections = _sections(soc, int8, beyond)
-    instructions.write(folder, manifest, MODEL, sections)
-    handover.write_listing(folder, MODEL)
-    return Artifact(folder, manifest)
+        handover_folder.write(folder / SCRIPT, text)
+    guide = _guide(soc, int8, beyond)
+    return handover_folder.finish(replace(request, manifest=manifest), guide, MODEL)
 
 
 def versions() -> dict[str, str]:
@@ -183,38 +181,49 @@ def _of_pool(options: Any) -> Iterator[str]:
         yield f"the stride {stride}, which is larger than the window {window}"
 
 
-def _sections(soc: str | None, int8: bool, beyond: list[str]) -> dict[str, str]:
-    """Return the sections of the README."""
+def _guide(soc: str | None, int8: bool, beyond: list[str]) -> Guide:
+    """Return the README's sections."""
+    steps = []
+    if soc is None or soc in _ARCHITECTURES:
+        steps.append(_for_genio(soc, int8))
+    if soc is None or soc in _AHEAD:
+        steps.append(_ahead(soc))
+    limits = "All operators are within them."
+    if beyond:
+        limits = "Beyond them:\n\n" + "\n".join(f"* {line}" for line in beyond[:50])
+    return Guide(
+        title=f"MediaTek {soc}" if soc else "MediaTek's accelerators",
+        steps=steps,
+        files={SCRIPT: "compiles the model with LiteRT"} if soc in _AHEAD else {},
+        not_run="MediaTek's compilers and accelerators.",
+        sources=(_LIMITS, "LiteRT 2.3.0, ai_edge_litert/aot/vendors/mediatek"),
+        sections={"Limits of MDLA 2.0": limits},
+    )
+
+
+def _for_genio(soc: str | None, int8: bool) -> Step:
     architecture = _ARCHITECTURES.get(soc or "", "NAME")
     relaxed = "" if int8 else " --relax-fp32"
-    named = architecture != "NAME"
-    listed = [] if named else ["ncc-tflite --arch=?          # lists the names"]
-    genio = (
-        "With the Neuron SDK (registration at MediaTek), on the host or on the board:\n\n"
-        + instructions.commands(
-            *listed, f"ncc-tflite --arch={architecture}{relaxed} -d model.dla {MODEL}"
+    listed = [] if soc else ["ncc-tflite --arch=?  # lists the names"]
+    return Step(
+        "Compile for a Genio board",
+        "With the Neuron SDK (registration at MediaTek), on the host or on the board, where Neuron "
+        "Runtime runs `model.dla`."
+        + ("" if int8 else " The accelerator computes float models in float16."),
+        (*listed, f"ncc-tflite --arch={architecture}{relaxed} -d model.dla {MODEL}"),
+    )
+
+
+def _ahead(soc: str | None) -> Step:
+    if soc is None:
+        return Step(
+            "Compile with LiteRT, for phones",
+            f"For {', '.join(_AHEAD)}: export again with `--option soc=CHIP`, which adds a script.",
         )
-        + "\n\n`model.dla` runs on the board with Neuron Runtime."
-        + ("" if int8 else " The accelerator computes float models in float16.")
+    return Step(
+        "Compile with LiteRT",
+        f"On x86-64 Linux. `{_SDK}` downloads MediaTek's SDK when it is installed. If that fails, "
+        "pip still reports success: `y7edge check` then says that the package is empty. LiteRT's "
+        "CompiledModel API runs the file in `compiled/` on the device.",
+        (f"pip install ai-edge-litert {_SDK}", f"python {SCRIPT}"),
     )
-    ahead = (
-        f"On x86-64 Linux: `python {SCRIPT}`; the commands that install its packages are in it. "
-        f"`{_SDK}` downloads MediaTek's SDK when it is installed. If that fails, pip still reports "
-        "success: `y7edge check` then shows that the package is empty. The file in `compiled/` "
-        "runs with LiteRT's CompiledModel API on the device."
-    )
-    sections = {"Files": f"`{MODEL}`: the network; it is the file that is proved."}
-    if soc is None or soc in _ARCHITECTURES:
-        sections["Compile for a Genio board"] = genio
-    if soc in _AHEAD:
-        sections["Compile with LiteRT"] = ahead
-    elif soc is None:
-        sections["Compile with LiteRT"] = (
-            f"For {', '.join(_AHEAD)}: export again with `--option soc=CHIP`, which adds a script."
-        )
-    sections["Limits of MDLA 2.0"] = (
-        "All operators are within them."
-        if not beyond
-        else "Beyond them:\n\n" + "\n".join(f"* {line}" for line in beyond[:50])
-    )
-    return sections
