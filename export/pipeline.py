@@ -42,6 +42,7 @@ from y7edge.export.targets.base import (
     Target,
     Unprovable,
     require_device,
+    require_fit,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
@@ -101,9 +102,9 @@ def export(
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime; allowed in int8
             without ``data``; else forbidden.
-        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
-            Required in int8, where layers go back to float until the drop of the mAP is accepted.
+        data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
+            ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
+            int8, where layers go back to float until the drop of the mAP is accepted.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
             measure it in other precisions.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
@@ -130,6 +131,7 @@ def export(
     _require(chosen, destination, precision, device)
     rewrites = _rewrites(checkpoint, chosen, rewrites, options or {})
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    require_fit(chosen, draft, options or {})
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
     found = int8.choose(checkpoint, gate, tell, chosen) if int8.needed(chosen, precision) else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
