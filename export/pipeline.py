@@ -59,7 +59,7 @@ def export(
     *,
     target: str = "onnx",
     outputs: str | None = None,
-    input: str = "float32",
+    input: str | None = None,
     precision: str | None = None,
     imgsz: Size | None = None,
     batch: int = 1,
@@ -87,7 +87,8 @@ def export(
         target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
             (boxes and scores before NMS) or "nms" (final boxes); None: the target's first.
-        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph); None: the
+            target's first.
         precision: a precision that the target supports, such as "fp32", "fp16" or "int8"; None:
             the target's first.
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
@@ -124,6 +125,7 @@ def export(
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
     outputs, precision = outputs or chosen.OUTPUTS[0], precision or next(iter(chosen.PRECISIONS))
+    input = input or chosen.INPUTS[0]
     size = _size(batch, dynamic)
     quantize_heads = quantize_heads or (chosen.INT8_HEADS and precision == "int8")
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)

@@ -37,7 +37,7 @@ def test_numbers_are_exact(manifest):
     """Anchors have the digits of a float32, other numbers those of a double."""
     levels = (LevelInfo(8, ((0.1, 1e-30), (12, 373.0), (1 / 3, 1e5))), *manifest.levels[1:])
     text = c_header(replace(manifest, levels=levels))
-    assert "{0.100000001f, 1e-30f, 12.0f, 373.0f, 0.333333343f, 100000.0f};" in (text)
+    assert "{0.100000001f, 1e-30f, 12.0f, 373.0f, 0.333333343f, 100000.0f};" in text
     assert f"    {1 / 255!r}, /* scale of the input */" in text
 
 
