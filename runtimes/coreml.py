@@ -39,11 +39,12 @@ from y7edge.runtimes.base import (
     installed_versions,
     one_line,
     parse_device,
+    require,
 )
 
 FORMATS = (".mlpackage",)
 TARGETS = ("coreml",)
-NEEDS = {"coremltools": "y7edge[coreml]", "PIL": "y7edge[coreml]"}
+NEEDS = {"coremltools": "y7edge[coreml]"}
 DEVICES = ("cpu", "gpu", "npu")
 DEVIATION = 1e-4
 
@@ -129,6 +130,9 @@ class _CoreMlSession(Session):
             arithmetic=f"{_ARITHMETIC[artifact.manifest.precision]} (Core ML, {units})",
             versions=versions(),
         )
+        self._image = artifact.manifest.input.dtype == "uint8"
+        if self._image:
+            require({"PIL": "y7edge[coreml]"}, f"opening {artifact.path.name}")
         claim_engine(self.ENGINE)
         engine = load_engine()
         self._model: Any = None
@@ -139,7 +143,6 @@ class _CoreMlSession(Session):
             spec = self._model.get_spec()
         except Exception as error:  # coremltools has no common exception class
             raise DeviceError(f"Core ML cannot open {artifact.path}: {one_line(error)}") from error
-        self._image = artifact.manifest.input.dtype == "uint8"
         color = artifact.manifest.input.color
         self._require_tensors(
             (_input(feature, color) for feature in spec.description.input),
