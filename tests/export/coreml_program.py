@@ -74,6 +74,32 @@ def feature(message: bytes) -> Feature:
     return Feature(found[1][0].decode(), "array", _packed(array[1]), array[2][0])
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation: names of its arguments and result, dtype of the result, value of a constant."""
+
+    kind: str
+    arguments: dict[str, list[str]]
+    result: str
+    dtype: int
+    value: bytes
+
+
+def _operation(message: bytes) -> Operation:
+    found = fields(message)
+    output = fields(found[3][0])
+    return Operation(
+        found[1][0].decode(),
+        {
+            key: [fields(bound)[1][0].decode() for bound in fields(argument)[1]]
+            for key, argument in mapped(found[2]).items()
+        },
+        output[1][0].decode(),
+        fields(fields(output[2][0]).get(1, [b""])[0])[1][0],
+        mapped(found[5]).get("val", b""),
+    )
+
+
 class Program:
     """The program of a package, and what its specification says of it."""
 
@@ -96,27 +122,23 @@ class Program:
         function = fields(mapped(fields(spec[502][0])[2])["main"])
         block = fields(mapped(function[3])[function[2][0].decode()])
         self.results = [name.decode() for name in block[2]]
-        self.operations = [fields(operation) for operation in block[3]]
-        self.counts = Counter(operation[1][0].decode() for operation in self.operations)
+        self.operations = [_operation(message) for message in block[3]]
+        self.counts = Counter(operation.kind for operation in self.operations)
 
     def run(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         """Compute the outputs for the program's input (1, 3, H, W)."""
         values: dict[str, Any] = {self.inputs[0].name: images}
         for operation in self.operations:
-            kind = operation[1][0].decode()
-            output = fields(operation[3][0])
-            name = output[1][0].decode()
-            if kind == "const":
-                values[name] = self._constant(mapped(operation[5])["val"])
+            if operation.kind == "const":
+                values[operation.result] = self._constant(operation.value)
                 continue
             arguments = {}
-            for key, argument in mapped(operation[2]).items():
-                names = [fields(bound)[1][0].decode() for bound in fields(argument)[1]]
-                given = [values[one] for one in names]
+            for key, names in operation.arguments.items():
+                given = [values[name] for name in names]
                 arguments[key] = given if key == "values" else given[0]
-            result = COMPUTE[kind](**arguments)
-            half = fields(fields(output[2][0])[1][0])[1][0] == FLOAT16
-            values[name] = result.half().float() if half else result
+            result = COMPUTE[operation.kind](**arguments)
+            half = operation.dtype == FLOAT16
+            values[operation.result] = result.half().float() if half else result
         return {name: values[name].numpy() for name in self.results}
 
     def _constant(self, message: bytes) -> Any:
