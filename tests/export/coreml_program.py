@@ -210,8 +210,8 @@ COMPUTE = {
     "cast": lambda x, dtype: x,  # rounded by the caller
     "conv": _conv,
     "leaky_relu": lambda x, alpha: torch.where(x < 0, x * alpha, x),
-    "sigmoid": torch.sigmoid,
-    "silu": functional.silu,
+    "sigmoid": lambda x: torch.sigmoid(x),
+    "silu": lambda x: functional.silu(x),
     "max_pool": _max_pool,
     "upsample_nearest_neighbor": _upsample,
     "concat": _concat,
