@@ -61,7 +61,7 @@ def export(
     *,
     target: str = "onnx",
     outputs: str | None = None,
-    input: str = "float32",
+    input: str | None = None,
     precision: str | None = None,
     imgsz: Size | None = None,
     batch: int = 1,
@@ -89,10 +89,9 @@ def export(
         target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw, of each level), "heads-sigmoid" (their sigmoids), "decoded" (boxes
             and scores before NMS) or "nms" (final boxes); None: the target's first.
-        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255); None: the target's first.
         precision: one that the target supports, such as "fp16"; None: the target's first.
-        imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
-            None: the size of the training.
+        imgsz: side or (height, width), multiples of the largest stride; None: that of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
@@ -123,7 +122,8 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     size, tell = _size(batch, dynamic), progress or (lambda _: None)
-    outputs, precision = outputs or chosen.OUTPUTS[0], precision or next(iter(chosen.PRECISIONS))
+    outputs, input = outputs or chosen.OUTPUTS[0], input or chosen.INPUTS[0]
+    precision = precision or next(iter(chosen.PRECISIONS))
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs, checkpoint)

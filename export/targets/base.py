@@ -87,7 +87,7 @@ class Target(Protocol):
     PROFILES: tuple[str, ...]
     """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
-    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
+    """Supported inputs, the default first: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0..255)."""
     OUTPUTS: tuple[str, ...]
     """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
     BATCHES: tuple[str, ...]

@@ -45,8 +45,12 @@ _Outputs = Annotated[
     ),
 ]
 _Input = Annotated[
-    str,
-    typer.Option(metavar="{inputs}", help="NCHW, values 0 to 1; or NHWC, values 0 to 255."),
+    str | None,
+    typer.Option(
+        metavar="{inputs}",
+        help="NCHW, values 0 to 1; or NHWC, values 0 to 255; default: the target's first, usually "
+        "float32.",
+    ),
 ]
 _Rewrites = Annotated[
     list[str] | None,
@@ -132,7 +136,7 @@ def export(
     out: Out = None,
     target: Target = "onnx",
     outputs: _Outputs = None,
-    input: _Input = "float32",
+    input: _Input = None,
     precision: _Precision = None,
     imgsz: Size = None,
     batch: _Batch = 1,
