@@ -106,6 +106,7 @@ def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
     return {
         "name": spec.name,
         "form": spec.form,
+        "activation": spec.activation,
         "parameters": shapes.parameters(spec),
         "gflops": round(shapes.gflops(spec, height, width), 3),
         "strides": spec.strides,

@@ -309,6 +309,8 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
+    if config.act is not None:
+        spec = registry.with_activation(spec, config.act)
     if config.assigner == "lead" and spec.has_aux:
         spec = registry.without_auxiliary(spec)
     if config.imgsz % spec.max_stride:
@@ -375,7 +377,7 @@ def _from_weights(
     config: TrainConfig, path: Path, names: Sequence[str], anchors: Anchors | None
 ) -> Start:
     """Create a model, and copy the entries of a checkpoint that fit."""
-    if str(path) in registry.names() and not path.exists():
+    if registry.split(str(path)) and not path.exists():
         raise ConfigError(
             f"--weights {path}: expected a .safetensors or .pt file, found a model's name; to "
             f"train from scratch, give only --model {path}"
