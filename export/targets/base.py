@@ -138,8 +138,9 @@ def require_offered(
         *(("option", option, tuple(target.OPTIONS)) for option in options),
     ):
         if asked not in known:
+            why = getattr(target, "REFUSED", {}).get(asked)  # the reason, if the target gives one
             raise ConfigError(
-                f"target {target.NAME} has no {what} {asked!r}; "
+                f"target {target.NAME} has no {what} {asked!r}{f': {why}' if why else ''}; "
                 f"{'choose from ' + ', '.join(known) if known else 'it has no options'}"
             )
 
