@@ -7,8 +7,8 @@ the mAP drops four times as much (docs/int8-vendors.md).
 
 The input is uint8 with channels last; the NPU divides it by 255. With outputs ``heads-sigmoid``,
 the file suits the YOLOv7 decoder of Rockchip's model zoo
-(https://github.com/airockchip/rknn_model_zoo, examples/yolov7): the sigmoid is in the graph, and
-only the output reads it. With a second reader, the toolkit would not fuse it with its convolution.
+(https://github.com/airockchip/rknn_model_zoo, examples/yolov7). There is one kind of outputs in a
+file: if the logits were an output too, the toolkit would not fuse the sigmoid with its convolution.
 
 The graph is kept beside the file, because the simulator cannot read .rknn files. Files of two
 builds differ in about 2,000 bytes, into which the compiler copies addresses of its memory.
