@@ -112,18 +112,21 @@ class Options:
         if self.ranges is not None:
             require_method(self.ranges)
 
+    def needed(self, target: Target, precision: str) -> bool:
+        """Return whether an export needs calibration images."""
+        return precision == "int8" or target.CALIBRATES
+
     def choose(
         self,
         checkpoint: Checkpoint,
         gate: MapGate | None,
         tell: Progress,
-        *,
-        purpose: str = "int8",
+        target: Target,
     ) -> Calibration | None:
         """Choose the calibration images, none of which is in the split that is evaluated.
 
         None if there is no data set, and the checkpoint was trained for int8: its ranges are known,
-        and only the order of the fallback needs images. ``purpose``: what needs images, for errors.
+        and only the order of the fallback needs images. A target that hands images over needs them.
 
         Raises:
             ConfigError: there is no data set.
@@ -133,11 +136,12 @@ class Options:
             return self.calib
         baseline = gate.baseline if gate else None
         source = self.calib or (baseline.data if baseline else None)
-        if source is None and purpose == "int8" and recorded(checkpoint) is not None:
+        if source is None and not target.CALIBRATES and recorded(checkpoint) is not None:
             return None
         if source is None:
+            needing = f"target {target.NAME}" if target.CALIBRATES else "int8"
             raise ConfigError(
-                f"{purpose} needs calibration images, at best those of the training: give a data "
+                f"{needing} needs calibration images, at best those of the training: give a data "
                 "set or a folder of images (--calib DATA)"
             )
         count, without = self.count or COUNT, baseline.images if baseline else ()
@@ -203,7 +207,7 @@ class Quantized:
             self._quantizer = Quantizer(model, inputs, profile, method=method, progress=tell)
             for warning in unfamiliar(checkpoint, self._quantizer):
                 tell(warning)
-        integer_heads = options.heads or (trained is not None and trained.heads)
+        integer_heads = options.heads or target.INT8_HEADS or bool(trained and trained.heads)
         self._always = frozenset() if integer_heads else self._quantizer.heads
 
     def share(self, kept: Sequence[str]) -> float:

@@ -85,11 +85,10 @@ def export(
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
-            (boxes and scores before NMS) or "nms" (final boxes); None: the target's first.
+        outputs: "heads" (raw, of each level), "heads-sigmoid" (their sigmoids), "decoded" (boxes
+            and scores before NMS) or "nms" (final boxes); None: the target's first.
         input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
-        precision: a precision that the target supports, such as "fp32", "fp16" or "int8"; None:
-            the target's first.
+        precision: one that the target supports, such as "fp16"; None: the target's first.
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
@@ -107,8 +106,7 @@ def export(
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
             measure it in other precisions.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
-        calib: data set or folder to calibrate int8, or to hand over to the vendor's converter;
-            None: the split "train" of ``data``.
+        calib: data set or folder to calibrate int8, or to hand over; None: ``data`` (train).
         calib_images: number of calibration images; None: 256.
         ranges: how int8 ranges are chosen (``graph.quantize_ranges.METHODS``).
         quantize_heads: also quantise the convolutions that write the outputs.
@@ -122,10 +120,8 @@ def export(
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
-    tell = progress or (lambda _: None)
+    size, tell = _size(batch, dynamic), progress or (lambda _: None)
     outputs, precision = outputs or chosen.OUTPUTS[0], precision or next(iter(chosen.PRECISIONS))
-    size = _size(batch, dynamic)
-    quantize_heads = quantize_heads or (chosen.INT8_HEADS and precision == "int8")
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs, checkpoint)
@@ -134,10 +130,7 @@ def export(
     rewrites = _rewrites(checkpoint, chosen, rewrites)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
-    found = None
-    if precision == "int8" or chosen.CALIBRATES:
-        purpose = f"target {target}" if chosen.CALIBRATES else precision
-        found = int8.choose(checkpoint, gate, tell, purpose=purpose)
+    found = int8.choose(checkpoint, gate, tell, chosen) if int8.needed(chosen, precision) else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
 

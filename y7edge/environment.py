@@ -132,7 +132,8 @@ def check() -> Report:
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
         for purpose, needs in _needs().items()
     }
-    if not any(backend.usable for backend in backends):
+    # A runtime without packages of its own opens the files of other runtimes.
+    if not any(backend.usable and registry.get(backend.name).NEEDS for backend in backends):
         engines = sorted({name for runtime in registry.loadable() for name in runtime.NEEDS})
         lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
