@@ -213,7 +213,7 @@ def _end(child: subprocess.Popen[bytes], owner: int, stack: ExitStack) -> None:
     """Kill the child and free everything, in the process that started it."""
     if os.getpid() != owner:
         return
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signals.SIGKILL)  # also processes of the toolkit
     child.wait()
     for stream in (child.stdin, child.stdout):

@@ -3,7 +3,7 @@
 ``install`` makes a program that runs scripts as the interpreter with rknn-toolkit2 would. Its
 ``RKNN`` runs graphs in ONNX Runtime. It takes the same keywords as the real one, which a slow test
 compares (``tests/export/test_rknn_toolkit.py``), and appends each call to a file. The environment
-variable ``FAKE_RKNN`` makes it fail.
+variable ``FAKE_RKNN`` makes it fail; with ``answer:HEX``, the simulator answers these bytes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from pathlib import Path
 VARIABLE = "Y7EDGE_RKNN_PYTHON"
 
 _PROGRAM = """#!{python}
-import json, runpy, sys
+import json, os, runpy, sys, time
 if sys.argv[2] == "-c":
-    print(json.dumps({{"rknn-toolkit2": "2.5.0", "onnx": "1.18.0"}}))
+    known = {{"rknn-toolkit2": "2.5.0", "onnx": "1.18.0"}}
+    print(json.dumps({{name: known[name] for name in sys.argv[4:]}}))
     sys.exit()
 assert sys.argv[1] == "-I", sys.argv
+fault, _, text = os.environ.get("FAKE_RKNN", "").partition(":")
+if fault == "answer" and sys.argv[3] == "simulate":
+    sys.stdout.buffer.write(bytes.fromhex(text))
+    sys.stdout.flush()
+    time.sleep(3600)
 sys.path[:0] = [{folder!r}]
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -112,8 +118,6 @@ class RKNN:
     def inference(self, inputs, data_format=None):
         import numpy as np
 
-        if self._fault == "garbage":
-            os.write(3, b"\xff" * 100)
         (pixels,) = inputs
         assert pixels.dtype == np.uint8
         code = self._call("inference", inputs=[list(pixels.shape)], data_format=data_format)
