@@ -189,7 +189,7 @@ def config_of(options: argparse.Namespace, model: str, precision: str, **more: A
         **{"data": options.data, "model": model, "imgsz": options.imgsz, "batch": options.batch},
         **{"recipe": RECIPES["small-data"].recipe, "epochs": options.epochs},
         **{"device": options.device, "workers": options.workers, "report": False},
-        **{"precision": PRECISIONS[precision]},
+        **{"precision": PRECISIONS[precision], "autoanchor": False},
     }
     return TrainConfig(**{**fields, **more})
 
@@ -201,7 +201,8 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     for model in options.models:
         plain = None
-        cases = [*product(compiled, options.precisions), (compiled[0], options.precisions[0])]
+        cases = [*product(compiled, options.precisions)]
+        cases += [(False, options.precisions[0])] if False in compiled else []
         for compile_it, precision in cases:
             case = {"model": model, "precision": precision, "compile": compile_it}
             more = {"compile": compile_it, "profile": options.iterations, "epochs": 100}
