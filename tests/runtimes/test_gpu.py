@@ -359,12 +359,16 @@ def test_a_detector_in_threads(machine, torch, tmp_path):
 
 
 def test_closed_sessions_leave_no_memory(machine, torch, tmp_path):
-    artifact, left = build(tmp_path, machine=machine, manifest=make_manifest(size=(640, 640))), []
-    for _ in range(4):
+    """Other programs may use the GPU too, but not more and more."""
+    manifest = make_manifest(8, size=(640, 640))
+    artifact, least = build(tmp_path, machine=machine, manifest=manifest), 39 << 20
+    with Detector(artifact.path) as detector:
+        detector(image(320, 320))
+    before = torch.free()
+    for _ in range(20):
         with Detector(artifact.path) as detector:
             detector(image(320, 320))
-        left.append(torch.free())
-    assert abs(left[3] - left[1]) <= 2 << 20, left
+    assert before - torch.free() < 10 * least
 
 
 def test_a_forked_process_is_refused(machine, tmp_path):
