@@ -20,6 +20,7 @@ command writes its results to --out as JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -196,6 +197,8 @@ def config_of(options: argparse.Namespace, model: str, precision: str, **more: A
 
 def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure iterations of every precision, without and with torch.compile."""
+    import torch
+
     from y7edge.train.run.profile import profile
 
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
@@ -206,6 +209,10 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for compile_it, precision in cases:
             case = {"model": model, "precision": precision, "compile": compile_it}
             more = {"compile": compile_it, "profile": options.iterations, "epochs": 100}
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
             begin = time.perf_counter()
             try:
                 found = profile(config_of(options, model, precision, **more)).to_dict()
