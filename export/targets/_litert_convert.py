@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 Range = list[float]
 _LISTED = ("CONV_2D", "CONCATENATION", "ADD")  # operators whose ranges are given
-_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC")
 _RESIZING = "RESIZE_NEAREST_NEIGHBOR"
 _ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC", "RELU", "HARD_SWISH")
 _NONE = object()
