@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, DataError
-from y7edge.export.calibration import Calibration
 from y7edge.files import is_utf8, reason, temporary_folder, writing
 from y7edge.text import is_printable
+
+if TYPE_CHECKING:
+    from y7edge.export.calibration import Calibration
 
 RECORD = "calibration.json"
 

@@ -12,18 +12,21 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError, ExportError
-from y7edge.export.audit import Audit, audit, chips
-from y7edge.export.calibration import Calibration
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import handover
+
+if TYPE_CHECKING:
+    import onnx
+
+    from y7edge.export.audit import Audit
+    from y7edge.export.calibration import Calibration
 
 MODEL = "model.onnx"
 
@@ -141,6 +144,10 @@ def audited(request: BuildRequest, chip: str) -> None:
     Raises:
         ConfigError: the vendor's converter refuses the model for this chip.
     """
+    import onnx
+
+    from y7edge.export.audit import audit, chips
+
     if chip not in chips.names():
         return
     found = audit(onnx.load(request.model), chips.load(chip))
@@ -216,6 +223,9 @@ def with_certain_class(model: onnx.ModelProto, manifest: Manifest) -> onnx.Model
     Raises:
         ExportError: an output is not written by a convolution, or by its sigmoid.
     """
+    import onnx
+    from onnx import numpy_helper
+
     if manifest.nc != 1:
         return model
     changed = onnx.ModelProto()
