@@ -14,15 +14,16 @@ import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.export import handover_folder
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
+
+if TYPE_CHECKING:
+    import onnx
 
 NAME = "luxonis"
 SUFFIX = ".luxonis.handover"
@@ -47,6 +48,8 @@ def build(request: BuildRequest) -> Artifact:
 
     The ONNX file in the archive is the proved model with the names of outputs that DepthAI expects.
     """
+    import onnx
+
     model = onnx.load(handover_folder.start(request))
     names = {
         output.name: f"output{number}_yolov7"
@@ -124,6 +127,8 @@ def archive_config(manifest: Manifest, names: Mapping[str, str]) -> dict[str, An
 
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
     """Return the graph with other names of tensors."""
+    import onnx
+
     renamed = onnx.ModelProto()
     renamed.CopyFrom(model)
     graph = renamed.graph
