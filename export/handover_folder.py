@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,7 @@ class Guide:
         boxes: How the vendor's own software gets boxes; empty if it does not.
         sources: Documents of the vendor on which the commands are based.
         heading: Heading of the steps.
+        sections: Title of each further section -> its text in Markdown.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Guide:
     sources: Sequence[str]
     boxes: str = ""
     heading: str = "Convert"
+    sections: Mapping[str, str] = field(default_factory=dict)
 
 
 def start(request: BuildRequest, model: str = MODEL) -> Path:
@@ -255,6 +257,7 @@ def _readme(
         _files(guide, model, calibrated=calibrated, audited=audited),
         f"## {guide.heading}",
         *_steps(guide.steps),
+        *(part for title, text in guide.sections.items() for part in (f"## {title}", text)),
         "## What was proved",
         *_proved(guide, model),
         "## Input",
@@ -317,7 +320,8 @@ def _input(manifest: Manifest) -> list[str]:
     image = manifest.input
     return [
         f"`{image.name}`: {_shape(image.shape)} {image.dtype}, layout {image.layout}, colours in "
-        f"the order {image.color.upper()}; value = {image.scale:.6g} x pixel (0 to 255).",
+        f"the order {image.color.upper()}; value = {image.scale:.6g} x pixel (0 to 255)"
+        + (f" {image.zero_point:+d}." if image.zero_point else "."),
         "Images are resized with one factor for both sides, centred, and padded with grey "
         f"{image.letterbox.pad}.",
     ]
@@ -330,14 +334,23 @@ def _outputs(manifest: Manifest, guide: Guide) -> list[str]:
             *(f"- `{o.name}`: {_shape(o.shape)} {o.dtype}, {o.role}" for o in manifest.outputs),
             "Boxes are centre x, centre y, width and height in pixels of the input.",
         ]
-    rows = ["| output | shape | stride | anchors (width x height, pixels) |", "|---|---|---|---|"]
+    quantised = first.scale is not None
+    more, line = (" dtype | scale | zero point |", "---|---:|---:|") if quantised else ("", "")
+    rows = [
+        f"| output | shape | stride | anchors (width x height, pixels) |{more}",
+        f"|---|---|---|---|{line}",
+    ]
     for output, level in zip(manifest.outputs, manifest.levels, strict=True):
         anchors = ", ".join(f"{w:g}x{h:g}" for w, h in level.anchors)
-        rows.append(f"| `{output.name}` | {_shape(output.shape)} | {level.stride} | {anchors} |")
+        row = f"| `{output.name}` | {_shape(output.shape)} | {level.stride} | {anchors} |"
+        if output.scale is not None:
+            row += f" {output.dtype} | {output.scale:.9g} | {output.zero_point} |"
+        rows.append(row)
     sigmoid = first.activation == "sigmoid"
     score = "p4" if manifest.nc == 1 else "p4 x max(p5, p6, ...)"
     sections = [
         "\n".join(rows),
+        "Real value = (value - zero point) x scale." if quantised else "",
         f"Each anchor has {5 + manifest.nc} channels: x, y, width, height, objectness, then one "
         f"per class. Values are {'probabilities' if sigmoid else 'logits'}. For the values p0, p1, "
         f"... {'' if sigmoid else '(sigmoids of the logits) '}of an anchor in a row and column:",
@@ -362,6 +375,8 @@ def _outputs(manifest: Manifest, guide: Guide) -> list[str]:
 def _snippet(manifest: Manifest) -> str:
     heads = ", ".join(output.name for output in manifest.outputs)
     first = manifest.outputs[0]
+    quantised = first.scale is not None
+    scales = "[(o.scale, o.zero_point) for o in manifest.outputs]"
     return "\n".join(
         (
             "```python",
@@ -374,7 +389,7 @@ def _snippet(manifest: Manifest) -> str:
             "preprocess = Preprocessor(manifest.input)",
             "geometry = preprocess(image)  # BGR; the network's input is preprocess.tensor",
             f'decode = Postprocessor(manifest.levels, manifest.nc, "{first.activation}", '
-            f'layout="{first.layout}")',
+            f'layout="{first.layout}"' + (f", quantization={scales})" if quantised else ")"),
             f"boxes = decode.heads([{heads}], Criteria(conf={manifest.thresholds.conf:g}))[0]",
             "xyxy = geometry.to_source(boxes.xyxy)  # pixels of the image",
             "```",
