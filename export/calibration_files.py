@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -170,6 +169,8 @@ def _planes(image: InputInfo) -> InputInfo:
 
 
 def _write_images(arrays: _Arrays, _count: int, folder: Path, _image: InputInfo) -> str:
+    import cv2  # here, because help texts list the forms without OpenCV too
+
     (folder / "images").mkdir()
     for index, array in enumerate(arrays):
         done, content = cv2.imencode(".png", array[0])

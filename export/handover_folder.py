@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError, ExportError
@@ -223,11 +221,12 @@ def with_certain_class(model: onnx.ModelProto, manifest: Manifest) -> onnx.Model
     Raises:
         ExportError: an output is not written by a convolution, or by its sigmoid.
     """
+    if manifest.nc != 1:
+        return model
+    import numpy as np
     import onnx
     from onnx import numpy_helper
 
-    if manifest.nc != 1:
-        return model
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     writers = {name: node for node in changed.graph.node for name in node.output}

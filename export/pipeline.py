@@ -99,7 +99,7 @@ def export(
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        unverified: why there is no proof. Only for targets without a runtime, and int8 without data.
+        unverified: why there is no proof. Only for targets without runtime, and int8 without data.
         data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
             ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
             int8, where layers go back to float until the drop of the mAP is accepted.

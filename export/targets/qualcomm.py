@@ -81,6 +81,7 @@ def build(request: BuildRequest) -> Artifact:
     for name in names:
         handover_folder.word(name)
     path = handover_folder.start(request)
+    handover_folder.audited(request, f"htp-{SOCS[soc]}")
     ranges = manifest.precision == "int8"
     if ranges:
         model, overrides = without_pairs(onnx.load(path))
