@@ -128,11 +128,11 @@ def test_a_layer_in_float_is_refused(order, vela):
     ("text", "problem"),
     [
         ("rm -r $out; echo 'RuntimeError: no memory' >&2; exit 1", r"RuntimeError: no memory"),
-        ("kill -9 $$", r"Vela "),
-        ("rm $out/*.tflite; exit 0", r"Vela cannot convert the model"),
+        ("kill -9 $$", r"Vela cannot convert the model: it was killed, probably because memory"),
+        ("rm $out/*.tflite; exit 0", r"Vela cannot convert the model.*wrote no file"),
         ("head -c 999 $out/model_vela.tflite > t; mv t $out/model_vela.tflite", r"cannot be read"),
         ("echo no > $out/model_vela.tflite", r"Vela wrote a .tflite file that cannot be read"),
-        (": > $out/model_vela.tflite", r"cannot be read"),
+        (": > $out/model_vela.tflite", r"wrote an empty file"),
         ("rm $out/*per-layer.csv", r"Vela's report cannot be read .*use ethos-u-vela 5.2"),
         ("rm $out/*summary*.csv", r"Vela's report cannot be read"),
         ("echo a,b > $out/model_per-layer.csv; echo 1,2 >> $out/model_per-layer.csv", r"report"),
@@ -186,11 +186,11 @@ def test_without_vela_the_commands_are_named(order, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"accelerator": "ethos-u99"}, r"'ethos-u99', expected one of ethos-u55-32"),
+        ({"accelerator": "ethos-u99"}, r"'ethos-u99'; choose from ethos-u55-32"),
         ({"accelerator": "\x1b[31m" * 99}, r"option accelerator is '\\x1b"),
         ({"system-config": "../x"}, r"option system-config is '../x', expected a name"),
         ({"memory-mode": "a b"}, r"option memory-mode is 'a b'"),
-        ({"cpu": "yes"}, r"option cpu is 'yes', expected allow"),
+        ({"cpu": "yes"}, r"option cpu is 'yes'; choose from refuse, allow"),
         ({"config": "/no/such/file.ini"}, r"cannot read the option config: /no/such/file.ini"),
     ],
 )
