@@ -103,8 +103,7 @@ def export(
         data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
             ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
             int8, where layers go back to float until the drop of the mAP is accepted.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
-            measure it in other precisions.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, else any.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
         calib: data set or folder to calibrate int8, or to hand over; None: ``data`` (train).
         calib_images: number of calibration images; None: 256.
