@@ -55,7 +55,6 @@ def build(request: BuildRequest) -> Artifact:
 
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
     nms = handover_folder.choice(request.options, "nms", ("cpu", "none"), "cpu") == "cpu"
-    import onnx
 
     manifest, calibration = request.manifest, handover_folder.images_of(request)
     model = onnx.load(handover_folder.start(request))
