@@ -4,7 +4,7 @@ The toolchain (Docker image ``kneron/toolchain``) reads ONNX of opsets 8 to 18, 
 images, and compiles a .nef file (https://doc.kneron.com/docs/toolchain/manual_1_overview/). The
 operators of each chip are in its table "Hardware Supported Operators":
 
-* kl520: neither Sigmoid nor Mul nor Slice, so only yolov7-tiny with LeakyReLU.
+* kl520: neither Sigmoid nor Mul nor Slice, so only models with LeakyReLU or ReLU.
 * kl720: no resizing of both axes at once: rewrite ``resize-per-axis``.
 * all: slices without steps only: the variants with four levels need the rewrite ``reorg-conv6``.
 """
