@@ -74,7 +74,11 @@ def test_json_and_a_file(run, tmp_path) -> None:
     assert record["with_rewrites"]["outcome"] == "fits"
     assert record["counts"] == {"refused": 0, "unknown": 0, "cpu": 2, "runs": 133}
     out, _ = run("yolov7-tiny", "--json")
-    assert [chip["chip"] for chip in json.loads(out)["chips"]] != []
+    found = {chip["chip"]: chip for chip in json.loads(out)["chips"]}
+    assert sorted(found) == chips.names()
+    assert found["kl720"]["outcome_with_rewrites"] == "fits"
+    assert found["kl720"]["helps"] == "--rewrite resize-per-axis"
+    assert found["edgetpu"]["advice"][0]["options"] == "--imgsz 320"
 
 
 def test_a_table_of_the_user(run, tmp_path) -> None:

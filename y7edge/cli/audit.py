@@ -80,7 +80,7 @@ def audit(
     one = None if target is None else audited(load(target, folder))
     if one is None:
         found = [audited(chip) for chip in load_all(folder)]
-        record: dict[str, Any] = {"model": model, "chips": [each.to_dict() for each in found]}
+        record: dict[str, Any] = {"model": model, "chips": [_short(each) for each in found]}
         text = _overview(found)
     else:
         record = {"model": model, **one.to_dict()}
@@ -121,6 +121,16 @@ def _auditor(
     require_size(spec, size)
     subject = Subject(spec, *size, outputs)
     return lambda chip: audit_spec(subject, chip, rewrites)
+
+
+def _short(audit: Audit) -> dict[str, Any]:
+    """Return an audit as JSON values, without the rows of its nodes."""
+    from y7edge.export.audit.report import helps, problems, verdict
+
+    whole = audit.to_dict()
+    record = {key: whole[key] for key in whole if key not in ("rows", "with_rewrites")}
+    words = {"verdict": verdict(audit), "helps": helps(audit), "problems": problems(audit)}
+    return {**record, **words, "outcome_with_rewrites": audit.best.outcome}
 
 
 def _overview(found: list[Audit]) -> list[str]:
