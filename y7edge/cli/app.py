@@ -23,6 +23,7 @@ from y7edge import __version__
 from y7edge.cli.audit import audit
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.build import build
+from y7edge.cli.calibration import calibration
 from y7edge.cli.check import check
 from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
@@ -58,6 +59,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     audit: "y7edge audit yolov7-w6 --target kl720",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+    calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out images",
     sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
     optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
@@ -76,6 +78,7 @@ EXTRAS = {
     "val": "opencv,eval",
     "data": "opencv,eval",
     "audit": "export",
+    "calibration": "export",
     "export": "export",
     "sensitivity": "train",
     "optimize": "train",
