@@ -166,12 +166,16 @@ def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | N
         return ["export: no target writes files for this chip; docs/audit-only.md has its commands"]
     if chip.target not in targets.names() or audit.best.outcome == "refused":
         return []
+    target = targets.get(chip.target)
     words = ["y7edge export", model, f"--target {chip.target}"]
     words += [f"--option {name}={value}" for name, value in chip.options.items()]
     words += [f"--imgsz {imgsz.height}x{imgsz.width}"] if imgsz else []
     words += [f"--outputs {outputs}"] if outputs else []
-    rewrites = [*audit.applied, *audit.rewrites]
-    words += [f"--rewrite {name}" for name in rewrites if name not in chip.built_in]
+    words += [f"--rewrite {name}" for name in audit.applied if name not in chip.built_in]
+    easy = [change.options for change in audit.advice if not change.training]
+    words += easy[:1] or [f"--rewrite {name}" for name in audit.rewrites]
+    words += ["--data DATA"] if next(iter(target.PRECISIONS)) == "int8" else []
+    words += ["--calib DATA"] if target.CALIBRATES else []
     return [f"export: {' '.join(words)}"]
 
 

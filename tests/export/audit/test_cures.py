@@ -8,12 +8,15 @@ import sys
 import time
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 
 from y7edge.errors import ConfigError
 from y7edge.export.audit import chips
 from y7edge.export.audit.chips import load
 from y7edge.export.audit.cures import AUTO, Subject, audit_spec, rewrites_for
+from y7edge.export.audit.facts import load_structure
 from y7edge.export.audit.report import helps, lines, verdict
 from y7edge.export.audit.verdicts import audit_structure
 from y7edge.models import registry
@@ -88,7 +91,7 @@ def test_rewrites_that_all_files_for_a_chip_have() -> None:
     found = cured("yolov7-tiny", "ethos-u55")
     assert found.fits
     assert found.applied == ("leaky-max",)
-    assert "note: files for this chip have leaky-max without being asked" in lines(found)
+    assert "note: every file for this chip is written with leaky-max" in lines(found)
     assert cured("yolov7", "ethos-u55").applied == ()
 
 
@@ -177,6 +180,28 @@ def test_export_with_auto(narrow_tiny, tmp_path) -> None:
 
     with pytest.raises(ConfigError, match="--rewrite auto needs a chip"):
         export(narrow_tiny, tmp_path / "a.onnx", imgsz=64, rewrites=[AUTO])
+
+
+def test_an_export_for_a_chip_is_rewritten(narrow_tiny, tmp_path) -> None:
+    from y7edge.export import export
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(2):
+        pixels = np.full((64, 64, 3), 60 * index, np.uint8)
+        assert cv2.imwrite(str(images / f"{index}.png"), pixels)
+    made = export(
+        narrow_tiny,
+        tmp_path / "a.kneron.handover",
+        target="kneron",
+        imgsz=64,
+        options={"chip": "kl720"},
+        rewrites=[AUTO],
+        calib=images,
+        calib_images=2,
+    )
+    assert made.manifest.tools["rewrites"] == "resize-per-axis"
+    assert audit_structure(load_structure(made.path), load("kl720")).fits
 
 
 _ALL = """
