@@ -156,12 +156,15 @@ def _overview(found: list[Audit]) -> list[str]:
 
 def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | None) -> list[str]:
     """Return the export command to run next, if a target hands over to the chip's converter."""
+    from y7edge.export.audit.chips import names
     from y7edge.export.targets import registry as targets
 
     chip = audit.chip
     if kind_of(model) == "artifact":
         hint = "to find what helps, audit the checkpoint or the variant instead of the graph"
         return [] if audit.fits else [hint]
+    if chip.target is None and chip.name not in names():
+        return []
     if chip.target is None:
         return ["export: no target writes files for this chip; docs/audit-only.md has its commands"]
     if chip.target not in targets.names() or audit.best.outcome == "refused":
