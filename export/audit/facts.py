@@ -58,7 +58,7 @@ WORDS = {
 
 _CASTS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 _LARGEST_FILE = (1 << 31) - 1  # bytes; a larger protobuf cannot be read
-_LARGEST = 1 << 16  # bytes of an initializer that is read: constants of Resize, Slice and Mul
+_LARGEST = 1 << 12  # bytes of an initializer that is read: constants of Resize, Slice and Mul
 
 
 @dataclass(frozen=True)
