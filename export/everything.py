@@ -61,6 +61,7 @@ class Made:
         megabytes: Size of all files.
         seconds: Time of export and proof, with the evaluation if there is an mAP.
         parity: The proof in a few words.
+        where: Arithmetic, engine and device of the proof.
         map50_95: mAP@0.5:0.95 of the artifact on the data set; None if it was not measured.
         drop: How much lower that is than the checkpoint's.
         ms: Median time from image to boxes, in milliseconds, of artifacts with state "run".
@@ -74,6 +75,7 @@ class Made:
     megabytes: float | None = None
     seconds: float | None = None
     parity: str = ""
+    where: str = ""
     map50_95: float | None = None
     drop: float | None = None
     ms: float | None = None
@@ -207,6 +209,7 @@ def _described(made: Made, artifact: Artifact, target: Target, *, emulated: bool
         megabytes=round(artifact.size / 1e6, 1),
         problem=target.RUNTIME.reason if isinstance(target.RUNTIME, Unprovable) else "",
         parity=_parity(report),
+        where=report.measured.arithmetic if report.measured else "",
         map50_95=accuracy.artifact if accuracy else None,
         drop=accuracy.drop if accuracy else None,
     )

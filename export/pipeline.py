@@ -99,13 +99,11 @@ def export(
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        unverified: why there is no proof. Required for targets without a runtime; allowed in int8
-            without ``data``; else forbidden.
+        unverified: why there is no proof. Only for targets without runtime, and int8 without data.
         data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
             ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
             int8, where layers go back to float until the drop of the mAP is accepted.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
-            measure it in other precisions.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, else any.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
         calib: data set or folder to calibrate int8, or to hand over; None: ``data`` (train).
         calib_images: number of calibration images; None: 256.

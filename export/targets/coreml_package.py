@@ -53,6 +53,8 @@ NEEDS_CHECKPOINT = True
 _PACKAGES = ("coremltools", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install coremltools==9.0 torch==2.13.0"
 _SECONDS = 3600
+_SPEC = "com.apple.CoreML/model.mlmodel"
+_WEIGHTS = "com.apple.CoreML/weights/weight.bin"
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -74,6 +76,7 @@ def build(request: BuildRequest) -> Artifact:
         script = Path(__file__).with_name("_coreml_convert.py")
         command = [str(python), "-I", *map(str, (script, program, made, settings))]
         converters.run(command, folder, "coremltools", made / "Manifest.json", _SECONDS)
+        _require_whole(made, manifest)
         made.rename(request.path)
     return Artifact(request.path, replace(manifest, opset=None))
 
@@ -113,6 +116,22 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
             "y7edge.thresholds": json.dumps({"conf": thresholds.conf, "iou": thresholds.iou}),
         },
     }
+
+
+def _require_whole(package: Path, manifest: Manifest) -> None:
+    """Raise ExportError if the specification or a part of the weights is missing.
+
+    Without Core ML, no engine would notice. Small tensors are in the specification.
+    """
+    least = manifest.source.parameters * (2 if manifest.precision == "fp16" else 4) * 9 // 10
+    for path, expected in ((_SPEC, 1), (_WEIGHTS, least)):
+        file = package / "Data" / path
+        found = file.stat().st_size if file.is_file() else 0
+        if found < expected:
+            raise ExportError(
+                f"coremltools wrote {found} bytes of {file.name}, expected at least {expected}: is "
+                "the disk full?"
+            )
 
 
 def _export(checkpoint: Checkpoint, manifest: Manifest, path: Path) -> None:

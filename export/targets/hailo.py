@@ -51,9 +51,10 @@ def build(request: BuildRequest) -> Artifact:
     Raises:
         ConfigError: an option has an unknown value, or the compiler refuses the model.
     """
+    import onnx
+
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
     nms = handover_folder.choice(request.options, "nms", ("cpu", "none"), "cpu") == "cpu"
-    import onnx
 
     manifest, calibration = request.manifest, handover_folder.images_of(request)
     model = onnx.load(handover_folder.start(request))

@@ -156,7 +156,8 @@ class Program:
             ((number, content),) = fields(fields(value[3][0])[1][0]).items()
             found = fields(content[0]).get(1, [])
             if number in (3, 4):  # bools and strings
-                return bool(_packed(found)[0]) if number == 3 else found[0].decode()
+                flags = [bool(flag) for flag in _packed(found)]
+                return found[0].decode() if number == 4 else flags if shape else flags[0]
             raw = found[0] if number in (1, 7) else np.array(_packed(found), np.int32).tobytes()
         array = np.frombuffer(raw, _ARRAYS[dtype]).reshape(shape)
         return array.tolist() if dtype == INT32 else torch.from_numpy(array.astype(np.float32))
@@ -204,7 +205,17 @@ def _concat(values, axis, interleave):  # type: ignore[no-untyped-def]
     return torch.cat(values, axis)
 
 
+def _slice(x, begin, end, stride=None, begin_mask=None, end_mask=None):  # type: ignore[no-untyped-def]
+    cuts = []
+    for axis in range(x.ndim):
+        first = None if begin_mask and begin_mask[axis] else begin[axis]
+        last = None if end_mask and end_mask[axis] else end[axis]
+        cuts.append(slice(first, last, stride[axis] if stride else 1))
+    return x[tuple(cuts)]
+
+
 COMPUTE = {
+    "slice_by_index": _slice,
     "mul": lambda x, y: x * y,
     "add": lambda x, y: x + y,
     "cast": lambda x, dtype: x,  # rounded by the caller

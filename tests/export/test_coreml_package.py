@@ -28,6 +28,7 @@ from y7edge.detect.selftest import RECIPE, RECIPE_8BIT, as_input, compare_sample
 from y7edge.errors import ConfigError, ExportError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import coreml_package
+from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import coreml, registry
 from y7edge.runtimes.base import TensorSpec
 
@@ -163,19 +164,41 @@ def stand_in(tmp_path, monkeypatch, convert):
     interpreters._versions.cache_clear()
 
 
+def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, "echo 'one\ntwo: no such operation' >&2; exit 3")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=r"two: no such operation \(code 3\)"):
+        narrow_export(tmp_path / "out" / "m.mlpackage")
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        ("echo 'one\ntwo: no such operation' >&2; exit 3", r"two: no such operation \(code 3\)"),
-        ("mkdir $4", r"coremltools cannot convert the model: no message \(code 0\)"),
+        ("kill -9 $$", "coremltools cannot convert the model: it was killed"),
+        ("mkdir $4", "ended without an error, but wrote no file"),
+        ("cp -r $PACKAGE $4; rm $4/$SPEC", r"wrote 0 bytes of model\.mlmodel"),
+        (
+            "cp -r $PACKAGE $4; truncate -s 30000 $4/$WEIGHTS",
+            r"30000 bytes of weight\.bin, expected",
+        ),
+        ("cp -r $PACKAGE $4", None),
     ],
 )
-def test_a_failed_conversion_leaves_nothing(convert, message, tmp_path, monkeypatch):
+def test_broken_packages_are_noticed(convert, message, tmp_path, monkeypatch):
+    """No engine would notice that a part is missing."""
     stand_in(tmp_path, monkeypatch, convert)
-    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(coreml_package, "_export", lambda *_: None)
+    for name, path in {"PACKAGE": PACKAGE, "SPEC": MODEL, "WEIGHTS": WEIGHTS}.items():
+        monkeypatch.setenv(name, str(path))
+    manifest = registry.load(PACKAGE).manifest
+    request = BuildRequest(tmp_path, None, manifest, tmp_path, "m.mlpackage")
+    if message is None:
+        assert digest_files([coreml_package.build(request).path]) == digest_files([PACKAGE])
+        return
     with pytest.raises(ExportError, match=message):
-        narrow_export(tmp_path / "out" / "m.mlpackage")
-    assert not list((tmp_path / "out").iterdir())
+        coreml_package.build(request)
+    assert not (tmp_path / "m.mlpackage").exists()
 
 
 def test_the_interpreter_is_named_in_the_error(tmp_path, monkeypatch):

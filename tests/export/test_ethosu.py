@@ -60,7 +60,7 @@ def test_a_model_of_integers_is_compiled_and_proved(order, vela):
         *(handover.LISTING, handover.MANIFEST),
     }
     found = json.loads((made.path / "placement.json").read_text())
-    assert (found["npu_operators"], found["cpu_operators"]) == (273, 0)
+    assert (found["npu_operators"], found["cpu_operators"]) == (275, 0)
     assert found["operators"]["Conv2D"] == {"npu": 58, "cpu": 0, "estimated_cycles": 87236}
     assert found["operators"]["Maximum"]["npu"] == 55
     assert found["compiler"] == "ethos-u-vela 5.2.0"
@@ -68,9 +68,9 @@ def test_a_model_of_integers_is_compiled_and_proved(order, vela):
     assert found["memory"] == {
         **{"sram": 72 << 10, "dram": 47200, "on_chip_flash": 0, "off_chip_flash": 0},
     }
-    assert (found["estimated_cycles"], found["macs"], found["clock"]) == (207520, 1805712, 1e9)
+    assert (found["estimated_cycles"], found["macs"], found["clock"]) == (205718, 1796208, 1e9)
     (line,) = work.lines
-    assert "273 of 273 operators on the ethos-u65-256, 0 on the CPU" in line
+    assert "275 of 275 operators on the ethos-u65-256, 0 on the CPU" in line
     assert "estimated, not measured" in line
     readme = (made.path / "README.md").read_text()
     assert "not a measurement" in readme
@@ -96,7 +96,7 @@ def test_operators_on_the_cpu_are_refused(order, vela):
     vela("heads")
     work = order(source=FLOAT_HEADS)
     with pytest.raises(
-        ExportError, match=r"12 of 273 operators stay on the CPU.*Dequantize.*--option cpu=allow"
+        ExportError, match=r"12 of 275 operators stay on the CPU.*Dequantize.*--option cpu=allow"
     ):
         work.target.build(work.request)
 
@@ -105,7 +105,7 @@ def test_operators_on_the_cpu_are_listed_if_they_are_allowed(order, vela):
     vela("heads")
     work = order(source=FLOAT_HEADS, cpu="allow")
     made = work.proved()
-    assert work.lines[-1].startswith("warning: 12 of 273 operators stay on the CPU")
+    assert work.lines[-1].startswith("warning: 12 of 275 operators stay on the CPU")
     found = json.loads((made.path / "placement.json").read_text())
     assert found["operators"]["Conv2D"]["cpu"] == 3
     whys = {one["kind"]: one["why"] for one in found["cpu"]}
@@ -128,11 +128,11 @@ def test_a_layer_in_float_is_refused(order, vela):
     ("text", "problem"),
     [
         ("rm -r $out; echo 'RuntimeError: no memory' >&2; exit 1", r"RuntimeError: no memory"),
-        ("kill -9 $$", r"Vela "),
-        ("rm $out/*.tflite; exit 0", r"Vela cannot convert the model"),
+        ("kill -9 $$", r"Vela cannot convert the model: it was killed, probably because memory"),
+        ("rm $out/*.tflite; exit 0", r"Vela cannot convert the model.*wrote no file"),
         ("head -c 999 $out/model_vela.tflite > t; mv t $out/model_vela.tflite", r"cannot be read"),
         ("echo no > $out/model_vela.tflite", r"Vela wrote a .tflite file that cannot be read"),
-        (": > $out/model_vela.tflite", r"cannot be read"),
+        (": > $out/model_vela.tflite", r"wrote an empty file"),
         ("rm $out/*per-layer.csv", r"Vela's report cannot be read .*use ethos-u-vela 5.2"),
         ("rm $out/*summary*.csv", r"Vela's report cannot be read"),
         ("echo a,b > $out/model_per-layer.csv; echo 1,2 >> $out/model_per-layer.csv", r"report"),
@@ -186,11 +186,11 @@ def test_without_vela_the_commands_are_named(order, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"accelerator": "ethos-u99"}, r"'ethos-u99', expected one of ethos-u55-32"),
+        ({"accelerator": "ethos-u99"}, r"'ethos-u99'; choose from ethos-u55-32"),
         ({"accelerator": "\x1b[31m" * 99}, r"option accelerator is '\\x1b"),
         ({"system-config": "../x"}, r"option system-config is '../x', expected a name"),
         ({"memory-mode": "a b"}, r"option memory-mode is 'a b'"),
-        ({"cpu": "yes"}, r"option cpu is 'yes', expected allow"),
+        ({"cpu": "yes"}, r"option cpu is 'yes'; choose from refuse, allow"),
         ({"config": "/no/such/file.ini"}, r"cannot read the option config: /no/such/file.ini"),
     ],
 )
@@ -251,5 +251,5 @@ def test_vela_writes_what_was_recorded(record, tmp_path):
         compiled = archive.extractfile("model_vela.tflite").read()
     targets = [row["Target"] for row in csv.DictReader(rows)]
     assert (found.npu, len(found.cpu)) == (targets.count("NPU"), targets.count("CPU"))
-    if found.npu == 273:
+    if found.npu == 275:
         assert made.read_bytes() == compiled

@@ -83,9 +83,10 @@ class Made:
     @property
     def device(self) -> str:
         """Where the contract is tested: the CPU, the first GPU, or the device of the machine."""
-        first = self.runtime.DEVICES[0]
-        indexed = f"{first}:N" in self.runtime.DEVICES
-        return "cpu" if "cpu" in self.runtime.DEVICES else f"{first}:0" if indexed else "auto"
+        first, *others = self.runtime.DEVICES
+        if "cpu" in (first, *others):
+            return "cpu"
+        return f"{first}:0" if f"{first}:N" in others else self.runtime.available_devices()[0]
 
     @property
     def manifest_file(self) -> int:
