@@ -70,7 +70,10 @@ def _guide(chip: str) -> Guide:
     int16 = (
         ()
         if chip == "kl520"
-        else ("python convert.py --bits int16              # slower, and more memory",)
+        else (
+            "python convert.py --bits mixbw              # slower, and more memory",
+            "python convert.py --bits int16              # slowest",
+        )
     )
     return Guide(
         title=f"Kneron {chip.upper()}",
@@ -101,7 +104,7 @@ def _guide(chip: str) -> Guide:
                 "range method, then more bits:",
                 (
                     "python convert.py --range-method mmse",
-                    "python convert.py --quantize-mode post_sigmoid",
+                    "python convert.py --quantize-mode default",
                     *int16,
                 ),
             ),
@@ -120,6 +123,7 @@ def _guide(chip: str) -> Guide:
         sources=(
             "https://doc.kneron.com/docs/toolchain/manual_3_onnx/ (optimize, evaluate)",
             "https://doc.kneron.com/docs/toolchain/manual_4_bie/ (analysis, kneron_inference)",
+            "https://doc.kneron.com/docs/toolchain/quantization/1.3_Optimizing_Quantization_Modes/",
             "https://doc.kneron.com/docs/toolchain/manual_5_nef/ (compile)",
             "https://doc.kneron.com/docs/toolchain/appendix/operators/ (operators of each chip)",
             "https://doc.kneron.com/docs/plus_python/api_document/ (normalisation: "
