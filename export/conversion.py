@@ -191,6 +191,11 @@ def _check(
             f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` with "
             "the checkpoint"
         )
+    if target.CALIBRATES:
+        raise ConfigError(
+            f"target {target.NAME} hands over calibration images, which {proved.path.name} does "
+            "not contain: use `y7edge export` with the checkpoint and --calib DATA"
+        )
     if isinstance(target.RUNTIME, Unprovable):
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved ({target.RUNTIME.reason}): use "

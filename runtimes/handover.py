@@ -127,25 +127,43 @@ def payload_digest(files: Sequence[Path]) -> str:
     (folder,) = files
     listing = read_listing(folder)
     for name, expected in listing.files.items():
-        path = folder / name
-        require_files((path,))
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise ArtifactError(f"{path} is not a file in the folder: export it again")
-        try:
-            found = sha256_file(path)
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
-        if found != expected:
-            raise DigestError(
-                f"{path} was changed after it was proved: use the original file, or export the "
-                "model again"
-            )
+        _check(folder, name, expected)
     return digest_files((folder / LISTING,))
 
 
+def _check(folder: Path, name: str, expected: str) -> None:
+    """Raise ArtifactError or DigestError unless a listed file has the expected SHA-256."""
+    path = folder / name
+    require_files((path,))
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise ArtifactError(f"{path} is not a file in the folder: export it again")
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
+    if found != expected:
+        raise _changed(path)
+
+
+def _changed(path: Path) -> DigestError:
+    return DigestError(
+        f"{path} was changed after it was proved: use the original file, or export the model again"
+    )
+
+
 def model_file(artifact: Artifact) -> Path:
-    """Return the path of the model in the folder."""
-    return artifact.path / read_listing(artifact.path).model
+    """Return the path of the model in the folder, which is the proved one.
+
+    Raises:
+        ArtifactError: the folder cannot be read.
+        DigestError: the model was changed.
+    """
+    folder = artifact.path
+    listing = read_listing(folder)
+    if digest_files((folder / LISTING,)) != artifact.manifest.payload_digest:
+        raise _changed(folder / LISTING)
+    _check(folder, listing.model, listing.files[listing.model])
+    return folder / listing.model
 
 
 def versions() -> dict[str, str]:
