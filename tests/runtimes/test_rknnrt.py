@@ -223,7 +223,7 @@ def test_a_graph_with_other_outputs_is_refused(artifact, tmp_path):
     model = onnx.load(copy.files[1])
     model.graph.output.pop()
     copy.files[1].write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="has the tensors .* its manifest has"):
+    with pytest.raises(ArtifactError, match=r"has the tensors .* its manifest has"):
         opened(resealed(copy))
 
 
