@@ -12,18 +12,19 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, DataError
-from y7edge.export.calibration import Calibration
 from y7edge.files import is_utf8, reason, temporary_folder, writing
 from y7edge.text import is_printable
+
+if TYPE_CHECKING:
+    from y7edge.export.calibration import Calibration
 
 RECORD = "calibration.json"
 
@@ -168,6 +169,8 @@ def _planes(image: InputInfo) -> InputInfo:
 
 
 def _write_images(arrays: _Arrays, _count: int, folder: Path, _image: InputInfo) -> str:
+    import cv2  # here, because help texts list the forms without OpenCV too
+
     (folder / "images").mkdir()
     for index, array in enumerate(arrays):
         done, content = cv2.imencode(".png", array[0])

@@ -12,18 +12,19 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-import onnx
-from onnx import numpy_helper
+from typing import TYPE_CHECKING
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError, ExportError
-from y7edge.export.audit import Audit, audit, chips
-from y7edge.export.calibration import Calibration
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import handover
+
+if TYPE_CHECKING:
+    import onnx
+
+    from y7edge.export.audit import Audit
+    from y7edge.export.calibration import Calibration
 
 MODEL = "model.onnx"
 
@@ -141,6 +142,10 @@ def audited(request: BuildRequest, chip: str) -> None:
     Raises:
         ConfigError: the vendor's converter refuses the model for this chip.
     """
+    import onnx
+
+    from y7edge.export.audit import audit, chips
+
     if chip not in chips.names():
         return
     found = audit(onnx.load(request.model), chips.load(chip))
@@ -218,6 +223,10 @@ def with_certain_class(model: onnx.ModelProto, manifest: Manifest) -> onnx.Model
     """
     if manifest.nc != 1:
         return model
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     writers = {name: node for node in changed.graph.node for name in node.output}

@@ -11,6 +11,7 @@ limit names a fact of an operator (``facts.WORDS``)::
     operations:
       Conv: {limits: {kernel: {max: 7}, stride: {among: [1, 2]}}}
       LeakyRelu: {verdict: refused, why: "no such operator"}
+      MaxPool: [{limits: {kernel: {max: 3}}}, {verdict: cpu, why: "only 3x3 windows"}]
 
 A table that begins with ``like: NAME`` is the table NAME of the same folder with some entries
 replaced.
@@ -29,6 +30,7 @@ from y7edge.artifact.schema import decode, nearest, texts
 from y7edge.data.formats.plain_yaml import as_value, read_yaml
 from y7edge.errors import ConfigError
 from y7edge.export.audit.facts import WORDS
+from y7edge.export.graph.rewrites import REWRITES
 from y7edge.files import is_file
 from y7edge.text import is_printable
 
@@ -100,39 +102,32 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Operation:
-    """What a chip does with nodes of one type.
+class Rule:
+    """What a chip does with nodes of one type within some limits.
 
     Attributes:
-        verdict: of nodes within the limits.
-        limits: name of a fact -> its limit; all must hold. A list of such mappings: those of one of
-            them must hold.
-        beyond: verdict of nodes outside of the limits; None: the table's ``others``.
-        why: reason, if the verdict is not "runs"; otherwise a remark on the limits.
-        source: the document, if it is not that of the table.
+        verdict: Of nodes within the limits.
+        limits: Name of a fact -> its limit; all must hold.
+        beyond: Verdict of nodes outside of the limits of all rules; only the first rule's is used.
+            None: the table's ``others``.
+        why: Reason, if the verdict is not "runs"; otherwise a remark on the limits.
+        source: The document, if it is not that of the table.
     """
 
     verdict: Verdict = "runs"
-    limits: Mapping[str, Limit] | tuple[Mapping[str, Limit], ...] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
     beyond: Verdict | None = None
     why: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for unknown facts, and for a verdict without a reason."""
-        for limits in self.alternatives:
-            for name in limits:
-                if name not in WORDS:
-                    raise ConfigError(
-                        f"limits: there is no fact {name[:64]!r}{nearest(name, WORDS)}"
-                    )
+        for name in self.limits:
+            if name not in WORDS:
+                hint = nearest(name, WORDS)
+                raise ConfigError(f"limits: there is no fact {name[:64]!r}{hint}")
         if self.verdict != "runs" and not self.why:
             raise ConfigError(f"the verdict is {self.verdict}: expected a reason in `why`")
-
-    @property
-    def alternatives(self) -> tuple[Mapping[str, Limit], ...]:
-        """Sets of limits, one of which must hold."""
-        return self.limits if isinstance(self.limits, tuple) else (self.limits,)
 
 
 @dataclass(frozen=True)
@@ -161,20 +156,20 @@ class Chip:
         title: Name of the chip, for readers.
         vendor: Its vendor.
         source: Document with version or date.
-        others: Verdict of operators that are not listed, and of nodes outside of limits.
+        others: Verdict of operators that are not listed, and of nodes outside of limits. Inputs
+            outside of limits are refused, unless their rule says otherwise.
         target: The export target that hands over to the vendor's converter; None if there is none.
-        option: Option of the target that selects the chip, as ``NAME=VALUE``.
+        options: Options of the target that select the chip.
+        built_in: Rewrites that every file for this chip has, without being asked for.
         others_why: What the documents say of operators that are not listed.
         qdq: Whether the converter reads QDQ graphs; None if it is not known.
         opsets: Oldest and newest opset that the converter reads.
         precisions: Precisions that the chip computes in.
-        max_side: Largest side of the input in pixels.
-        max_batch: Largest batch size.
-        max_rank: Largest rank of a tensor.
+        input: Rules for the input (facts ``side`` and ``batch``), all of which must hold.
         memory: Memory for parameters.
         single_split: Whether all nodes after the first one on the CPU also run there.
         remarks: What else a user should know.
-        operations: Operator -> what the chip does with its nodes.
+        operations: Operator -> rules for its nodes. The first rule whose limits hold decides.
         name: Name of the table.
     """
 
@@ -182,16 +177,15 @@ class Chip:
     vendor: str
     source: str
     others: Verdict
-    operations: Mapping[str, Operation]
+    operations: Mapping[str, tuple[Rule, ...]]
     target: str | None = None
-    option: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    built_in: tuple[str, ...] = ()
     others_why: str = ""
     qdq: bool | None = None
     opsets: tuple[int, int] | None = None
     precisions: tuple[str, ...] = ()
-    max_side: int | None = None
-    max_batch: int | None = None
-    max_rank: int | None = None
+    input: tuple[Rule, ...] = ()
     memory: Memory | None = None
     single_split: bool = False
     remarks: tuple[str, ...] = ()
@@ -202,18 +196,27 @@ class Chip:
         for name in ("title", "vendor", "source"):
             if not getattr(self, name).strip():
                 raise ConfigError(f"{name} is empty")
-        for name in self.operations:
-            if not _OPERATOR.fullmatch(name):
-                raise ConfigError(f"operations: {name[:64]!r} is not the name of an operator")
-        for name in ("max_side", "max_batch", "max_rank"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected 1 or more")
+        for name, rules in self.operations.items():
+            if not _OPERATOR.fullmatch(name) or not rules:
+                raise ConfigError(f"operations: {name[:64]!r} is not an operator with rules")
+        for rule in self.input:
+            if not rule.limits.keys() <= {"side", "batch"}:
+                raise ConfigError("input: expected limits on side and batch only")
         if self.opsets is not None and not 1 <= self.opsets[0] <= self.opsets[1]:
             raise ConfigError(f"opsets are {self.opsets}, expected the oldest and the newest")
         if self.memory is not None and self.memory.parameters < 1:
             raise ConfigError(f"memory.parameters is {self.memory.parameters}, expected bytes")
-        if self.option is not None and (self.target is None or "=" not in self.option):
-            raise ConfigError(f"option is {self.option!r}, expected NAME=VALUE of a target")
+        for name in self.built_in:
+            if name not in REWRITES:
+                raise ConfigError(f"built_in: no rewrite {name[:64]!r}{nearest(name, REWRITES)}")
+        if self.options and self.target is None:
+            raise ConfigError("there are options, but no target")
+
+    @property
+    def largest_side(self) -> float | None:
+        """Largest side of the input in pixels; None if it is not limited."""
+        sides = [rule.limits["side"].max for rule in self.input if "side" in rule.limits]
+        return min((side for side in sides if side is not None), default=None)
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -231,7 +234,6 @@ def names(folder: Path = FOLDER) -> list[str]:
     return found
 
 
-@cache
 def load(name: str, folder: Path = FOLDER) -> Chip:
     """Return the table of a chip.
 
@@ -249,11 +251,21 @@ def load(name: str, folder: Path = FOLDER) -> Chip:
         path = folder / f"{name}{SUFFIX}"
     elif not is_file(path):
         raise ConfigError(f"{name}: there is no such file, expected the table of a chip")
+    return _known(path) if path.parent == FOLDER else _read(path)
+
+
+def _read(path: Path) -> Chip:
     values = _values(path)
     if "like" in values:
         values = _extended(path, values)
+    if isinstance(values.get("operations"), dict):  # a single rule may be given without a list
+        rules = {op: [r] if isinstance(r, dict) else r for op, r in values["operations"].items()}
+        values = {**values, "operations": rules}
     chip: Chip = decode(Chip, {**values, "name": path.stem}, origin=str(path), error=ConfigError)
     return chip
+
+
+_known = cache(_read)  # the tables of the package do not change
 
 
 def load_all(folder: Path = FOLDER) -> Iterator[Chip]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
 
-from y7edge.errors import ExportError
+from y7edge.errors import ArtifactError, ExportError
+from y7edge.files import is_file, is_folder, read_regular, reason
+from y7edge.runtimes import handover
 
 Values = tuple[float | str, ...]
 
 WORDS = {
+    "side": "longest side",
     "rank": "rank",
     "batch": "batch size",
     "inputs": "number of inputs",
@@ -48,9 +52,12 @@ WORDS = {
     "uneven": "ratio of the two factors",
     "step": "step",
     "outputs": "number of outputs",
+    "scales": "number of different scales of inputs and output",
 }
 """Facts that tables may limit -> their names in messages."""
 
+_CASTS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
+_LARGEST_FILE = (1 << 31) - 1  # bytes; a larger protobuf cannot be read
 _LARGEST = 1 << 16  # bytes of an initializer that is read: constants of Resize, Slice and Mul
 
 
@@ -95,10 +102,41 @@ class Structure:
     parameters: int
 
     @property
-    def side(self) -> int | None:
-        """The longest side of the input in pixels, if it is known."""
-        spatial = self.shape[1:3] if self.uint8 else self.shape[2:4]
-        return max((n for n in spatial if n is not None), default=None)
+    def input(self) -> dict[str, Values]:
+        """The facts of the input: ``side`` and ``batch``, if they are known."""
+        sides = self.shape[1:3] if self.uint8 else self.shape[2:4]
+        found: dict[str, Values] = {}
+        if sides and None not in sides:
+            found["side"] = (max(float(n or 0) for n in sides),)
+        if self.shape and self.shape[0] is not None:
+            found["batch"] = (float(self.shape[0]),)
+        return found
+
+
+def load_structure(path: Path) -> Structure:
+    """Return the facts of an ONNX file, or of the one in a hand-over folder.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is not an ONNX model.
+        ExportError: shapes cannot be inferred.
+    """
+    if is_folder(path) and is_file(path / handover.LISTING):
+        path = path / handover.read_listing(path).model
+    if path.suffix.lower() != ".onnx":
+        raise ArtifactError(
+            f"{path}: the audit reads ONNX graphs: give the .onnx artifact, the checkpoint, or the "
+            "name of the variant"
+        )
+    try:
+        model = onnx.ModelProto.FromString(read_regular(path, _LARGEST_FILE))
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
+    except Exception as error:  # of several types, by version of protobuf
+        raise ArtifactError(f"{path} is not an ONNX model: {reason(error)}") from error
+    try:
+        return read_structure(model)
+    except (ExportError, ValueError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{path}: {reason(error)}") from error
 
 
 def read_structure(model: onnx.ModelProto) -> Structure:
@@ -174,6 +212,21 @@ class _Reader:
                     d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
                 ]
 
+        # Constants, and what is computed from constants only, such as a dequantised weight.
+        self.fixed = set(self.constants)
+        for node in graph.node:
+            if node.op_type in _CASTS and self.fixed.issuperset(filter(None, node.input)):
+                self.fixed |= set(node.output)
+        # Tensor -> its scale and zero point, if a DequantizeLinear writes or a QuantizeLinear
+        # reads it.
+        self.quantised: dict[str, tuple[float, ...]] = {}
+        for node in graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                tensor = (node.output if node.op_type == "DequantizeLinear" else node.input)[0]
+                values = [self.values(name) for name in node.input[1:3]]
+                if all(found and len(found) == 1 for found in values):
+                    self.quantised[tensor] = tuple(found[0] for found in values if found)
+
     def node(self, node: onnx.NodeProto) -> Node:
         """Return a node with its facts."""
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -202,16 +255,18 @@ class _Reader:
         return [float(v) for v in numpy_helper.to_array(tensor).reshape(-1)]
 
     def _general(self, node: onnx.NodeProto) -> dict[str, Values | None]:
-        data = [name for name in node.input if name and name not in self.constants]
+        data = [name for name in node.input if name and name not in self.fixed]
         shapes = [self.shape(name) for name in (*data, *node.output[:1])]
         first = self.shape(node.output[0]) if node.output else None
         kind = self.types.get(node.output[0], 0) if node.output else 0
+        known = [self.quantised.get(name) for name in (*data, *node.output[:1])]
         return {
             "rank": _all(None if s is None else len(s) for s in shapes),
             "batch": _all(s[0] if s else None for s in shapes if s is None or len(s) == 4),
             "inputs": (len(data),),
-            "constants": (sum(name in self.constants for name in node.input),),
+            "constants": (sum(name in self.fixed for name in node.input),),
             "outputs": (len(node.output),),
+            "scales": () if None in known else (len(set(known)),),
             "channels": _all(s[1] if s else None for s in map(self.shape, data) if _planar(s)),
             "out_channels": _axis(first, 1),
             "height": _axis(first, 2),

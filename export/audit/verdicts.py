@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import onnx
@@ -45,6 +45,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change of the model or the export, checked by an audit of the changed graph.
+
+    Attributes:
+        options: For ``y7edge export``, such as "--imgsz 320 --rewrite leaky-max".
+        training: For ``y7edge train``, such as "--act leaky"; empty if the weights can stay.
+        outcome: Of the changed graph.
+    """
+
+    options: str
+    training: str
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        parts = [f"train with {self.training}"] if self.training else []
+        parts += [f"export with {self.options}"] if self.options else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class Audit:
     """The verdicts on a graph.
 
@@ -56,7 +76,9 @@ class Audit:
         rewrites: Rewrites that make more nodes run, for ``--rewrite``; those that the graph already
             has are not repeated.
         cured: The audit of the graph with ``rewrites``; None if there are none.
-        advice: Other changes that make the model fit: an activation, outputs, another input size.
+        advice: Other changes that help where rewrites alone do not: an activation, outputs, another
+            input size. Those that make the model fit come first.
+        applied: Rewrites that the graph has, if the caller chose them.
     """
 
     chip: Chip
@@ -64,7 +86,8 @@ class Audit:
     remarks: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
     cured: Audit | None = None
-    advice: tuple[str, ...] = ()
+    advice: tuple[Change, ...] = ()
+    applied: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -77,6 +100,11 @@ class Audit:
     def fits(self) -> bool:
         """Whether all nodes run on the accelerator."""
         return self.outcome == "fits"
+
+    @property
+    def best(self) -> Audit:
+        """The audit with the rewrites, if there are any."""
+        return self.cured or self
 
     @property
     def nodes(self) -> tuple[Row, ...]:
@@ -108,8 +136,9 @@ class Audit:
             "nodes": len(self.nodes),
             "counts": self.counts,
             "share_of_multiplications": round(self.share, 6),
+            "applied": list(self.applied),
             "rewrites": list(self.rewrites),
-            "advice": list(self.advice),
+            "advice": [asdict(change) for change in self.advice],
             "remarks": list(self.remarks),
             "rows": [
                 {
@@ -152,23 +181,21 @@ def _row(node: Node, chip: Chip) -> Row:
 
 def _judge(node: Node, chip: Chip) -> tuple[Verdict, str]:
     """Return the verdict on a node, and the reason."""
-    operation = chip.operations.get(node.op)
-    if operation is None:
+    rules = chip.operations.get(node.op)
+    if rules is None:
         if node.op in QDQ:
             return _judge_qdq(chip)
         return chip.others, chip.others_why or f"{node.op} is not in the vendor's list"
-    if chip.max_rank is not None:
-        verdict, why = _beyond(node.facts, {"rank": Limit(max=chip.max_rank)})
-        if why:
-            return verdict or chip.others, why
-    beyond = operation.beyond or chip.others
-    failures = [_beyond(node.facts, limits) for limits in operation.alternatives]
-    if all(why for _, why in failures):
-        # The alternative that only lacks a fact, or the first one.
-        verdict, why = next((f for f in failures if f[0] == "unknown"), failures[0])
-        remark = f"; {operation.why}" if operation.why and operation.verdict == "runs" else ""
-        return verdict or beyond, why + remark
-    return operation.verdict, operation.why if operation.verdict != "runs" else ""
+    failures = []
+    for rule in rules:
+        missing, why = _beyond(node.facts, rule.limits)
+        if not why:
+            return rule.verdict, "" if rule.verdict == "runs" else rule.why
+        failures.append((missing, why))
+    # A rule that only lacks a fact may hold; otherwise the first rule has the usual limits.
+    missing, why = next((failure for failure in failures if failure[0]), failures[0])
+    remark = f"; {rules[0].why}" if rules[0].why and rules[0].verdict == "runs" else ""
+    return missing or rules[0].beyond or chip.others, why + remark
 
 
 def _judge_qdq(chip: Chip) -> tuple[Verdict, str]:
@@ -216,13 +243,11 @@ def _split(rows: Iterable[Row], nodes: Iterable[Node]) -> Iterator[Row]:
 
 def _whole(structure: Structure, chip: Chip) -> Iterator[Row]:
     """Yield the rows on the whole graph: input, opset and memory."""
-    side, batch = structure.side, structure.shape[0] if structure.shape else None
-    if chip.max_side is not None and side is not None and side > chip.max_side:
-        why = f"side {side}, expected at most {chip.max_side}"
-        yield Row("input", "", "refused", why)
-    if chip.max_batch is not None and (batch is None or batch > chip.max_batch):
-        shown = "dynamic" if batch is None else batch
-        yield Row("input", "", "refused", f"batch size {shown}, expected at most {chip.max_batch}")
+    for rule in chip.input:
+        missing, why = _beyond(structure.input, rule.limits)
+        if why:
+            remark = f"; {rule.why}" if rule.why else ""
+            yield Row("input", "", missing or rule.beyond or "refused", why + remark)
     if chip.opsets is not None and not chip.opsets[0] <= structure.opset <= chip.opsets[1]:
         why = f"opset {structure.opset}, expected {chip.opsets[0]} to {chip.opsets[1]}"
         yield Row("opset", "", "refused", why)

@@ -283,13 +283,18 @@ class _GraphWriter:
         """Write a convolution and its activation; the result is named ``output`` or ``path``."""
         output = output or path
         x = self._conv(path, key, source, kernel, stride)
-        if self.spec.activation == "leaky_relu":
-            if "leaky-max" in self._rewrites:
-                return exact.leaky_max(self.writer, path, x, output)
-            name = f"{path}/LeakyRelu"
-            return self.writer.node(name, "LeakyRelu", [x], output, alpha=LEAKY_SLOPE)
-        gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
-        return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
+        match self.spec.activation:
+            case "silu":
+                gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
+                return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
+            case "relu":
+                return self.writer.node(f"{path}/Relu", "Relu", [x], output)
+            case "hardswish":
+                return self.writer.node(f"{path}/HardSwish", "HardSwish", [x], output)
+        if "leaky-max" in self._rewrites:
+            return exact.leaky_max(self.writer, path, x, output)
+        name = f"{path}/LeakyRelu"
+        return self.writer.node(name, "LeakyRelu", [x], output, alpha=LEAKY_SLOPE)
 
     def _member(self, row: Row, member: str, source: str, kernel: int = 1, stride: int = 1) -> str:
         """Write convolution ``member`` of a block."""

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 Range = list[float]
 _LISTED = ("CONV_2D", "CONCATENATION", "ADD")  # operators whose ranges are given
-_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC")
 _RESIZING = "RESIZE_NEAREST_NEIGHBOR"
+_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC", "RELU", "HARD_SWISH")
 _NONE = object()
 _FLOAT32 = 0  # TensorType of schema.fbs
 
@@ -93,8 +93,9 @@ def quantize(path: str, ranges: dict[str, Any]) -> None:
 def assigned(path: str, ranges: dict[str, Any]) -> tuple[dict[str, Range], list[str]]:
     """Return the ranges of the tensors of a float file, and the tensors that stay in float.
 
-    MUL, MAXIMUM and LOGISTIC compute the activation of the convolution before them. Operators that
-    only select or pad values have the range of their input.
+    MUL, MAXIMUM, LOGISTIC, RELU and HARD_SWISH compute the activation of the convolution before
+    them; a RELU is usually a part of the CONV_2D. Operators that only select or pad values have the
+    range of their input.
     """
     left = {kind: iter(ranges[kind]) for kind in _LISTED}
     limits: dict[str, Range | None] = {}

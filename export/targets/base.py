@@ -87,7 +87,7 @@ class Target(Protocol):
     PROFILES: tuple[str, ...]
     """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
-    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
+    """Supported inputs, the default first: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0..255)."""
     OUTPUTS: tuple[str, ...]
     """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
     BATCHES: tuple[str, ...]
@@ -138,10 +138,16 @@ def require_offered(
         *(("option", option, tuple(target.OPTIONS)) for option in options),
     ):
         if asked not in known:
+            why = getattr(target, "REFUSED", {}).get(asked)  # the reason, if the target gives one
             raise ConfigError(
-                f"target {target.NAME} has no {what} {asked!r}; "
+                f"target {target.NAME} has no {what} {asked!r}{f': {why}' if why else ''}; "
                 f"{'choose from ' + ', '.join(known) if known else 'it has no options'}"
             )
+
+
+def is_handover(target: Target) -> bool:
+    """Return whether a target writes a folder for a vendor's converter."""
+    return target.SUFFIX.endswith(".handover")
 
 
 def runtime_of(target: Target) -> str | None:

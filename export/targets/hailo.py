@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.export import calibration_files, handover_folder
@@ -53,8 +51,11 @@ def build(request: BuildRequest) -> Artifact:
     Raises:
         ConfigError: an option has an unknown value, or the compiler refuses the model.
     """
+    import onnx
+
     chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
     nms = handover_folder.choice(request.options, "nms", ("cpu", "none"), "cpu") == "cpu"
+
     manifest, calibration = request.manifest, handover_folder.images_of(request)
     model = onnx.load(handover_folder.start(request))
     handover_folder.audited(request, chip)

@@ -134,7 +134,8 @@ def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, l
         The checkpoint with the graph's weights and biases. By operator of LiteRT, in the order of
         rows: the range of the output of each concatenation and addition; for each convolution a
         SHA-256 of its weights (O, H, W, I), and the ranges ``written`` of its output and
-        ``activated`` behind its activation. Ranges are None if the tensor is not quantised.
+        ``activated`` behind its activation. Ranges are None if the tensor is not quantised. A ReLU
+        is a part of the convolution, so both are those behind it.
     """
     import onnx
     from onnx import numpy_helper
@@ -158,11 +159,13 @@ def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, l
         (tensor,) = node.output
         if node.op_type == "Conv":
             weight = arrays[node.input[1].removesuffix("/dequantized")].transpose(0, 2, 3, 1)
+            nodes, end = wiring.activation(node)
+            clips = [n.op_type for n in nodes] == ["Relu"] and node.input[1] in graph.constants
             found[_LISTED["Conv"]].append(
                 {
                     "weights": hashlib.sha256(weight.astype("<f4").tobytes()).hexdigest(),
-                    "written": _range(graph.tensors.get(tensor)),
-                    "activated": _range(graph.tensors.get(wiring.activation(node)[1])),
+                    "written": _range(graph.tensors.get(end if clips else tensor)),
+                    "activated": _range(graph.tensors.get(end)),
                 }
             )
         elif node.op_type in _LISTED:

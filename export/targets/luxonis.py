@@ -14,15 +14,16 @@ import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.export import handover_folder
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
+
+if TYPE_CHECKING:
+    import onnx
 
 NAME = "luxonis"
 SUFFIX = ".luxonis.handover"
@@ -33,7 +34,8 @@ INPUTS = ("float32",)
 OUTPUTS = ("heads-sigmoid",)
 BATCHES = ("1",)
 RUNTIME = "handover"
-OPTIONS: Mapping[str, str] = {}
+CHIPS = ("rvc2", "rvc4")
+OPTIONS = {"chip": "The generation of the camera: rvc2 (OAK-D) or rvc4 (OAK4); default: rvc2."}
 REWRITES: tuple[str, ...] = ()
 INT8_HEADS = False
 CALIBRATES = False
@@ -47,7 +49,11 @@ def build(request: BuildRequest) -> Artifact:
 
     The ONNX file in the archive is the proved model with the names of outputs that DepthAI expects.
     """
+    import onnx
+
+    chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
     model = onnx.load(handover_folder.start(request))
+    handover_folder.audited(request, chip)
     names = {
         output.name: f"output{number}_yolov7"
         for number, output in enumerate(request.manifest.outputs, 1)
@@ -58,7 +64,7 @@ def build(request: BuildRequest) -> Artifact:
     content = model.SerializeToString(deterministic=True)
     files = {handover_folder.MODEL: content, path.name: path.read_bytes()}
     _write_archive(request.path / ARCHIVE, files)
-    return handover_folder.finish(request, _guide(request.manifest))
+    return handover_folder.finish(request, _guide(request.manifest, chip))
 
 
 def versions() -> dict[str, str]:
@@ -124,6 +130,8 @@ def archive_config(manifest: Manifest, names: Mapping[str, str]) -> dict[str, An
 
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
     """Return the graph with other names of tensors."""
+    import onnx
+
     renamed = onnx.ModelProto()
     renamed.CopyFrom(model)
     graph = renamed.graph
@@ -147,34 +155,34 @@ def _write_archive(path: Path, files: Mapping[str, bytes]) -> None:
     path.write_bytes(lzma.compress(content.getvalue(), preset=1))
 
 
-def _guide(manifest: Manifest) -> Guide:
+def _convert(chip: str) -> Step:
+    install, convert = "pip install modelconv", f"modelconverter convert {chip} --path {ARCHIVE}"
+    if chip == "rvc2":
+        text = "With Luxonis' `modelconverter` (Docker), in float16:"
+        return Step("Convert the archive", text, (install, convert))
+    return Step(
+        "Convert the archive",
+        "With Luxonis' `modelconverter` (Docker), in int8. SNPE's quantiser behind it needs images "
+        "of the training, letterboxed:",
+        (
+            install,
+            'y7edge calibration "$PWD" --data DATA --form images --out calibration',
+            f"{convert} calibration.path calibration/images",
+        ),
+    )
+
+
+def _guide(manifest: Manifest, chip: str) -> Guide:
     height, width = manifest.input.height, manifest.input.width
     several = len(manifest.levels) != 3
     return Guide(
-        title="Luxonis OAK (NN Archive)",
+        title=f"Luxonis OAK, {chip.upper()} (NN Archive)",
         files={
             ARCHIVE: "the NN Archive: `config.json`, and the model with outputs named for DepthAI",
             "config.json": "a copy of the archive's configuration, to read",
         },
         steps=[
-            Step(
-                "Convert the archive",
-                "For OAK-D and other RVC2 cameras, with Luxonis' `modelconverter` (Docker), in "
-                "float16:",
-                (
-                    "pip install modelconv",
-                    f"modelconverter convert rvc2 --path {ARCHIVE}",
-                ),
-            ),
-            Step(
-                "For OAK4 (RVC4), calibrate",
-                "The SNPE quantiser behind it needs images of the training, letterboxed:",
-                (
-                    'y7edge calibration "$PWD" --data DATA --form images --out calibration',
-                    f"modelconverter convert rvc4 --path {ARCHIVE} "
-                    "calibration.path calibration/images",
-                ),
-            ),
+            _convert(chip),
             Step(
                 "Run it on the camera",
                 "Pass the converted archive to DepthAI 3:",

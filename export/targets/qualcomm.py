@@ -13,20 +13,21 @@ SDK's document "Supported Snapdragon devices" lists them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError
 from y7edge.export import calibration_files, handover_folder
-from y7edge.export.graph.build import OPSET
-from y7edge.export.graph.quantize_check import Numbers, Parsed, parse
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
+
+if TYPE_CHECKING:
+    import onnx
+
+    from y7edge.export.graph.quantize_check import Numbers, Parsed
 
 NAME = "qualcomm"
 SUFFIX = ".qualcomm.handover"
@@ -70,6 +71,8 @@ def build(request: BuildRequest) -> Artifact:
     Raises:
         ConfigError: an option has an unknown value, or does not suit the precision.
     """
+    import onnx
+
     manifest = request.manifest
     soc = handover_folder.choice(request.options, "soc", SOCS, "qcs6490")
     bits = _bits(request)
@@ -78,6 +81,7 @@ def build(request: BuildRequest) -> Artifact:
     for name in names:
         handover_folder.word(name)
     path = handover_folder.start(request)
+    handover_folder.audited(request, f"htp-{SOCS[soc]}")
     ranges = manifest.precision == "int8"
     if ranges:
         model, overrides = without_pairs(onnx.load(path))
@@ -125,6 +129,12 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, An
     The weights are those of the QDQ graph, dequantised: with the overrides, a quantiser restores
     the same integers. Tensors and convolutions that stay in float have overrides of type float.
     """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    from y7edge.export.graph.build import OPSET
+    from y7edge.export.graph.quantize_check import parse
+
     parsed = parse(model)
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     graph = parsed.model.graph

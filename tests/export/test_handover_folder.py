@@ -125,6 +125,7 @@ WRONG = ("", "../x", 'a"b', "-a", "a" * 65, "a/b")
 OPTIONS = [
     ("hailo", {"chip": "hailo9"}, "hailo8l"),
     ("hailo", {"nms": "gpu"}, "cpu, none"),
+    ("luxonis", {"chip": "rvc3"}, "rvc2, rvc4"),
     ("kneron", {"chip": "kl520; rm"}, "kl530"),
     ("qualcomm", {"soc": "sm1\n"}, "qcs6490"),
     ("qualcomm", {"activations": "4"}, "16, 8"),

@@ -101,6 +101,15 @@ def test_models_of_four_levels_say_what_to_call(tmp_path):
     assert "call `setStrides`" in (made.path / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("chip", "calibrated"), [("rvc2", False), ("rvc4", True)])
+def test_commands_are_those_of_the_camera(chip, calibrated, narrow_tiny, tmp_path):
+    made = handovers.build("luxonis", narrow_tiny, tmp_path / "m", options={"chip": chip})
+    text = (made.path / "README.md").read_text()
+    assert f"modelconverter convert {chip} --path model.tar.xz" in text
+    assert ("calibration.path calibration/images" in text) == calibrated
+    assert f"Luxonis OAK, {chip.upper()}" in text
+
+
 @pytest.mark.skipif(
     not os.environ.get(VARIABLE), reason=f"{VARIABLE} names no interpreter with luxonis-ml"
 )

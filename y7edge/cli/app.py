@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from y7edge import __version__
+from y7edge.cli.audit import audit
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.build import build
 from y7edge.cli.calibration import calibration
@@ -56,6 +57,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     predict: "y7edge predict tiny.onnx images/ --save out/",
     live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
+    audit: "y7edge audit yolov7-w6 --target kl720",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out images",
     sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
@@ -75,6 +77,7 @@ EXTRAS = {
     "live": "cpu",
     "val": "opencv,eval",
     "data": "opencv,eval",
+    "audit": "export",
     "calibration": "export",
     "export": "export",
     "sensitivity": "train",
