@@ -61,7 +61,7 @@ RECIPE = (
     "python3.11 -m venv ENV && "
     "ENV/bin/pip install --no-deps rknn-toolkit2==2.5.0 && "
     "ENV/bin/pip install 'numpy==1.26.4' 'onnx==1.18.0' 'protobuf==4.25.4' 'onnxruntime==1.23.2' "
-    "'setuptools<81' opencv-python-headless==4.11.0.86 psutil ruamel.yaml scipy==1.14.1 tqdm "
+    "'setuptools>=77,<81' opencv-python-headless==4.11.0.86 psutil ruamel.yaml scipy==1.14.1 tqdm "
     "fast-histogram && "
     "ENV/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
 )

@@ -29,7 +29,6 @@ from y7edge.errors import ConfigError, ExportError
 from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import rknnrt
-from y7edge.runtimes._modelproto import without_metadata
 from y7edge.runtimes._rknn_simulator import BUILD_SECONDS, CHILD, LOG, complaint
 
 NAME = "rknn"
@@ -68,7 +67,7 @@ def build(request: BuildRequest) -> Artifact:
     python = _interpreter()
     interpreters.require_packages(python, _PACKAGES, rknnrt.RECIPE)
     graph = rknnrt.graph_of(request.path)
-    graph.write_bytes(without_metadata(request.model))
+    graph.write_bytes(request.model.read_bytes())
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         made = Path(name) / "model.rknn"
         command = [str(python), "-I", str(CHILD), "build", chip, str(graph.absolute()), made.name]
