@@ -25,10 +25,13 @@ _OFFLINE = {
 }
 
 
-def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> None:
+def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> str:
     """Run a converter in ``folder``, an empty temporary folder. It must write the file ``made``.
 
     If this process is interrupted, the converter and the programs that it has started are killed.
+
+    Returns:
+        What it wrote to standard output.
 
     Raises:
         ExportError: the converter failed, was killed, took more than ``seconds``, or did not write
@@ -67,6 +70,7 @@ def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: fl
     if not made.is_file() or not made.stat().st_size:
         what = "an empty file" if made.is_file() else "no file"
         raise ExportError(f"{problem}: it ended without an error, but wrote {what}: {last}")
+    return out
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

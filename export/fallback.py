@@ -168,7 +168,11 @@ class Attempt:
 
 
 class Quantized:
-    """Builds int8 artifacts of a float graph, with any selection of layers in float."""
+    """Builds int8 artifacts of a float graph, with any selection of layers in float.
+
+    Attributes:
+        integers_only: Whether the target takes no layers in float.
+    """
 
     def __init__(
         self,
@@ -195,6 +199,7 @@ class Quantized:
             DataError: an image cannot be read, or an activation is not finite.
         """
         self._calibration, self._manifest, self._tell = calibration, manifest, tell
+        self.integers_only = target.INT8_HEADS
         self._trained = trained = recorded(checkpoint)
         if trained is not None:
             tell(f"the checkpoint was trained for profile {trained.profile}: its ranges are used")
@@ -291,14 +296,21 @@ def quantized(
     first = attempt(())
     if first.accuracy is None or first.accepted:
         return first, tuple(steps)
-    found = fall_back(attempt, source.order(), source.share)
+    found = None
+    if not source.integers_only:
+        found = fall_back(attempt, source.order(), source.share)
     if found is not None:
         return found, tuple(steps)
     least = min(steps, key=lambda step: step.drop)
+    tried = (
+        "with all layers in integers, as the target requires"
+        if source.integers_only
+        else f"with up to {len(steps[-1].kept)} more convolutions in float "
+        f"({steps[-1].share:.0%} of the multiplications in integers)"
+    )
     problem = (
         f"mAP@0.5:0.95 drops by {least.drop:.4f} or more, expected at most "
-        f"{first.accuracy.limit:g}, with up to {len(steps[-1].kept)} more convolutions in float "
-        f"({steps[-1].share:.0%} of the multiplications in integers)"
+        f"{first.accuracy.limit:g}, {tried}"
     )
     report = ParityReport("failed", (problem,), accuracy=first.accuracy, fallback=tuple(steps))
     raise ParityError(

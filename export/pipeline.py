@@ -23,6 +23,7 @@ from y7edge.artifact.manifest import Dim, Manifest, Precision, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
+from y7edge.export.audit.cures import rewrites_for
 from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.fallback import Options, Quantized, quantized
@@ -41,6 +42,7 @@ from y7edge.export.targets.base import (
     Target,
     Unprovable,
     require_device,
+    require_fit,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
@@ -59,7 +61,7 @@ def export(
     *,
     target: str = "onnx",
     outputs: str | None = None,
-    input: str = "float32",
+    input: str | None = None,
     precision: str | None = None,
     imgsz: Size | None = None,
     batch: int = 1,
@@ -87,24 +89,21 @@ def export(
         target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw, of each level), "heads-sigmoid" (their sigmoids), "decoded" (boxes
             and scores before NMS) or "nms" (final boxes); None: the target's first.
-        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255); None: the target's first.
         precision: one that the target supports, such as "fp16"; None: the target's first.
-        imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
-            None: the size of the training.
+        imgsz: side or (height, width), multiples of the largest stride; None: that of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
-        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``.
+        rewrites: names (``export.graph.rewrites``), or "auto": what the chip needs (``audit``).
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        unverified: why there is no proof. Required for targets without a runtime; allowed in int8
-            without ``data``; else forbidden.
-        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
-            Required in int8, where layers go back to float until the drop of the mAP is accepted.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
-            measure it in other precisions.
+        unverified: why there is no proof. Only for targets without runtime, and int8 without data.
+        data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
+            ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
+            int8, where layers go back to float until the drop of the mAP is accepted.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, else any.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
         calib: data set or folder to calibrate int8, or to hand over; None: ``data`` (train).
         calib_images: number of calibration images; None: 256.
@@ -121,14 +120,16 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     size, tell = _size(batch, dynamic), progress or (lambda _: None)
-    outputs, precision = outputs or chosen.OUTPUTS[0], precision or next(iter(chosen.PRECISIONS))
+    outputs, input = outputs or chosen.OUTPUTS[0], input or chosen.INPUTS[0]
+    precision = precision or next(iter(chosen.PRECISIONS))
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs, checkpoint)
     _check(chosen, precision, unverified, data is not None)
     _require(chosen, destination, precision, device)
-    rewrites = _rewrites(checkpoint, chosen, rewrites)
+    rewrites = _rewrites(checkpoint, chosen, rewrites, options or {})
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    require_fit(chosen, draft, options or {})
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
     found = int8.choose(checkpoint, gate, tell, chosen) if int8.needed(chosen, precision) else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
@@ -151,8 +152,11 @@ def _require(target: Target, destination: Path, precision: str, device: str) -> 
     require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
 
 
-def _rewrites(checkpoint: Checkpoint, target: Target, given: Sequence[str]) -> tuple[str, ...]:
+def _rewrites(
+    checkpoint: Checkpoint, target: Target, given: Sequence[str], options: Mapping[str, str]
+) -> tuple[str, ...]:
     """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
+    given = rewrites_for(checkpoint.spec, target, options, given)
     rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
     if rewrites and target.NEEDS_CHECKPOINT:
         raise ConfigError(

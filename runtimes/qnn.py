@@ -63,6 +63,8 @@ _MODES = (
 _SETTABLE = {"htp_performance_mode": _MODES, "qnn_context_priority": _LEVELS}
 # An NPU of another vendor, or the CPU, would compute other results than those that were proved.
 _ENTRIES = {"session.disable_cpu_ep_fallback": "1"}
+# In this process, and in a forked child, where a call of ONNX Runtime may wait forever.
+_REGISTERED: set[str] = set()
 
 
 def load_engine() -> Any:
@@ -79,10 +81,11 @@ def load_engine() -> Any:
             f"onnxruntime {engine.__version__} has no plugin execution providers: "
             'pip install "onnxruntime>=1.24.2"'
         )
-    if not _devices(engine):
+    if PROVIDER not in _REGISTERED:
         with silent_stdout():
             ctypes.CDLL(package.get_qnn_htp_path())
         engine.register_execution_provider_library(PROVIDER, package.get_library_path())
+        _REGISTERED.add(PROVIDER)
     return engine
 
 
@@ -139,17 +142,25 @@ def compile_context(graph: str, made: str, settings: str) -> None:
         graph: path of the ONNX file.
         made: path of the .onnx file to write. The context binary gets the name of this file, with
             ``_qnn.bin`` instead of the suffix; ``made``.json gets the seconds of the compilation
-            and of one image.
+            and of one call.
         settings: options of the execution provider, as JSON.
+
+    Raises:
+        SystemExit: the graph cannot be compiled or run, for the reason in the message.
     """
-    engine = load_engine()
     entries = {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": made}
     began = time.perf_counter()
-    session = _start(engine, Path(graph).read_bytes(), entries, json.loads(settings))
-    compiled = time.perf_counter()
-    (image,) = session.get_inputs()
-    dtype = np.uint8 if "uint8" in image.type else np.float32
-    session.run(None, {image.name: np.zeros(image.shape, dtype)})
+    try:
+        session = _start(load_engine(), Path(graph).read_bytes(), entries, json.loads(settings))
+        compiled = time.perf_counter()
+        (image,) = session.get_inputs()
+        dtype = np.uint8 if "uint8" in image.type else np.float32
+        session.run(None, {image.name: np.zeros(image.shape, dtype)})
+    except Exception as error:  # onnxruntime has no common exception class
+        text = one_line(error)
+        if "fallback to CPU EP" in text:
+            text = "the HTP refuses nodes of the graph, or there is no such soc-model"
+        raise SystemExit(text) from error
     seconds = (compiled - began, time.perf_counter() - compiled)
     Path(f"{made}.json").write_text(json.dumps(seconds), "utf-8")
 
@@ -160,9 +171,9 @@ class _QnnSession(Session):
     ENGINE = "QNN"
 
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
+        claim_engine("QNN")  # all sessions share the threads of the backend
         device, manifest = _device(options.device), artifact.manifest
         _require_version(artifact)
-        claim_engine("QNN")  # all sessions share the threads of the backend
         self._engine: Any = _opened(artifact, _settings(options.provider_options))
         super().__init__(
             str(artifact.path),

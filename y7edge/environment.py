@@ -22,6 +22,7 @@ from typing import Any
 
 from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
+from y7edge.interpreters import empty_packages
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
@@ -104,6 +105,7 @@ class Report:
     backends: tuple[Backend, ...]
     ready: dict[str, bool]  # by purpose, such as "detect"
     missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
+    empty: tuple[str, ...] = ()  # vendors' packages without their libraries, and what to do
 
     @property
     def exit_code(self) -> int:
@@ -150,6 +152,7 @@ def check() -> Report:
         backends=backends,
         ready={purpose: not packages for purpose, packages in lacking.items()},
         missing={purpose: packages for purpose, packages in lacking.items() if packages},
+        empty=empty_packages(),
     )
 
 

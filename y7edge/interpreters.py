@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from y7edge.errors import RuntimeMissing
 
@@ -27,6 +28,46 @@ _ASK = (
     "    except PackageNotFoundError: pass\n"
     "print(json.dumps(found))\n"
 )
+
+
+_SDKS = ("ai-edge-litert-sdk-mediatek", "ai-edge-litert-sdk-qualcomm", "ai-edge-litert-sdk-intel")
+_LOCATE = (
+    "import json, sys\n"
+    "from importlib.metadata import PackageNotFoundError, distribution\n"
+    "found = {}\n"
+    "for name in sys.argv[1:]:\n"
+    "    try: package = distribution(name)\n"
+    "    except PackageNotFoundError: continue\n"
+    "    folder = package.locate_file(name.replace('-', '_') + '/data')\n"
+    "    found[name] = [package.version, str(folder)]\n"
+    "print(json.dumps(found))\n"
+)
+
+
+def empty_packages() -> tuple[str, ...]:
+    """Return a description of each vendor's package that was installed without its libraries.
+
+    The packages with compilers for LiteRT download the vendor's libraries into their folder
+    ``data`` when they are installed. If that fails, pip reports success all the same. They are
+    looked for in this interpreter and in the one that ``Y7EDGE_LITERT_PYTHON`` names.
+    """
+    found = []
+    named = os.environ.get("Y7EDGE_LITERT_PYTHON")
+    pythons = dict.fromkeys((sys.executable, *filter(None, [named and shutil.which(named)])))
+    for python in pythons:
+        try:
+            installed = _answer(Path(python), _LOCATE, _SDKS)
+        except RuntimeMissing:
+            continue  # the target reports an interpreter that does not work
+        for name, (version, folder) in installed.items():
+            data = Path(folder)
+            if not data.is_dir() or not any(data.iterdir()):
+                found.append(
+                    f"{name} {version} of {python} is empty: pip could not download the vendor's "
+                    "libraries and did not fail. Where the vendor's server can be reached: "
+                    f"{python} -m pip install --force-reinstall --no-deps --no-cache-dir {name}"
+                )
+    return tuple(found)
 
 
 def find_interpreter(target: str, module: str, recipe: str) -> Path:
@@ -70,14 +111,19 @@ def require_packages(python: Path, packages: Sequence[str], recipe: str) -> dict
 
 @cache
 def _versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
+    return {name: str(value) for name, value in _answer(python, _ASK, packages).items()}
+
+
+def _answer(python: Path, program: str, names: Sequence[str]) -> dict[str, Any]:
+    """Run a program with arguments in an interpreter; return the JSON object that it prints."""
     try:
         done = subprocess.run(
-            [str(python), "-I", "-c", _ASK, *packages],
+            [str(python), "-I", "-c", program, *names],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
         )
-        return {str(name): str(value) for name, value in json.loads(done.stdout).items()}
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {str(name): value for name, value in json.loads(done.stdout).items()}
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         raise RuntimeMissing(f"{python} is not a Python interpreter: {error}") from error

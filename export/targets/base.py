@@ -87,7 +87,7 @@ class Target(Protocol):
     PROFILES: tuple[str, ...]
     """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
-    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
+    """Supported inputs, the default first: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0..255)."""
     OUTPUTS: tuple[str, ...]
     """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
     BATCHES: tuple[str, ...]
@@ -99,7 +99,7 @@ class Target(Protocol):
     REWRITES: tuple[str, ...]
     """Names of the rewrites (``graph.rewrites``) that are used if they apply to the model."""
     INT8_HEADS: bool
-    """Whether the heads of int8 graphs must be quantised."""
+    """Whether int8 graphs must compute in integers only: with the heads, and no layer in float."""
     CALIBRATES: bool
     """Whether ``build`` hands over calibration images, for all precisions."""
     NEEDS_CHECKPOINT: bool
@@ -145,9 +145,25 @@ def require_offered(
             )
 
 
+def is_handover(target: Target) -> bool:
+    """Return whether a target writes a folder for a vendor's converter."""
+    return target.SUFFIX.endswith(".handover")
+
+
 def runtime_of(target: Target) -> str | None:
     """Return the runtime that reads a target's artifacts, here or on another machine, if any."""
     return target.RUNTIME if isinstance(target.RUNTIME, str) else target.RUNTIME.runtime
+
+
+def require_fit(target: Target, manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if a target refuses a model or the value of an option.
+
+    A target that refuses some has a function ``require_fit(manifest, options)``, which is called
+    before the export begins. ``manifest``: that of the float graph.
+    """
+    check = getattr(target, "require_fit", None)
+    if check is not None:
+        check(manifest, options)
 
 
 def require_device(target: Target, device: str) -> None:

@@ -69,7 +69,9 @@ class Made:
     def copy(self, folder: Path, name: str = "copy") -> Artifact:
         """All of its files under another name."""
         folder.mkdir(exist_ok=True)
-        main = folder / f"{name}{self.artifact.path.suffix}"
+        path = self.artifact.path
+        suffix = next(form for form in self.runtime.FORMATS if path.name.endswith(form))
+        main = folder / f"{name}{suffix}"
         copied = self.runtime.files(main)
         for source, destination in zip(self.artifact.files, copied, strict=True):
             if source.is_dir():
@@ -80,8 +82,11 @@ class Made:
 
     @property
     def device(self) -> str:
-        """Where the contract is tested: the CPU, or the first GPU of an engine for GPUs only."""
-        return "cpu" if "cpu" in self.runtime.DEVICES else f"{self.runtime.DEVICES[0]}:0"
+        """Where the contract is tested: the CPU, the first GPU, or the device of the machine."""
+        first, *others = self.runtime.DEVICES
+        if "cpu" in (first, *others):
+            return "cpu"
+        return f"{first}:0" if f"{first}:N" in others else self.runtime.available_devices()[0]
 
     @property
     def manifest_file(self) -> int:

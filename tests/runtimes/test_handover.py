@@ -19,6 +19,7 @@ from y7edge.runtimes import handover, registry
 from y7edge.runtimes.base import SessionOptions
 
 SIZE = (64, 96)
+CONFIG, MODEL = "models/yolov7/config.pbtxt", "models/yolov7/1/model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_moved_folder_runs_the_proved_model(folder, narrow_tiny, tmp_path):
 
 def test_the_digest_covers_each_file(folder, narrow_tiny, capfd):
     names = handover.read_listing(folder).files
-    assert set(names) == {"yolov7/config.pbtxt", "yolov7/1/model.onnx"}
+    assert set(names) == {MODEL, CONFIG, "README.md", "client.py"}
     for name in names:
         raw = (folder / name).read_bytes()
         for damaged in (raw[:-1], raw + b"\n", bytes([raw[0] ^ 1]) + raw[1:], b""):
@@ -60,21 +61,20 @@ def test_the_digest_covers_each_file(folder, narrow_tiny, capfd):
                     refuse(folder)
         (folder / name).write_bytes(raw)
     assert main(["selftest", str(folder)]) == 0
-    (folder / "yolov7" / "config.pbtxt").write_text("{}")
+    (folder / CONFIG).write_text("{}")
     assert main(["selftest", str(folder)]) == 4
     assert "config.pbtxt was changed" in capfd.readouterr().err
 
 
 def test_the_listing_itself_is_covered(folder):
-    model = "yolov7/1/model.onnx"
-    (folder / model).write_bytes(b"another model")
-    listed(folder, files={model: sha256_file(folder / model)})
+    (folder / MODEL).write_bytes(b"another model")
+    listed(folder, files={MODEL: sha256_file(folder / MODEL)})
     for refuse in (selftest, Detector):
         with pytest.raises(DigestError, match="changed after it was proved"):
             refuse(folder)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "files.json", "yolov7/1/model.onnx"])
+@pytest.mark.parametrize("name", ["manifest.json", "files.json", MODEL])
 def test_a_missing_or_special_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ArtifactError, match=name):
@@ -104,7 +104,7 @@ def test_names_outside_the_folder_are_refused(folder, name):
 
 
 def test_a_link_out_of_the_folder_is_refused(folder, artifact_path):
-    model = folder / "yolov7" / "1" / "model.onnx"
+    model = folder / MODEL
     model.unlink()
     model.symlink_to(artifact_path)
     with pytest.raises(ArtifactError, match="is not a file in the folder"):
