@@ -192,18 +192,21 @@ def _mask(given: Mapping[str, Any], core: int | None) -> str:
     """Return the name of the core mask in ``RKNNLite``.
 
     Raises:
-        ConfigError: an option or a core does not exist.
+        ConfigError: an option does not exist.
+        DeviceError: the core does not exist.
     """
     unknown = set(given) - {"core_mask"}
     if unknown:
         raise ConfigError(f"RKNN has no option {min(unknown)!r:.40}, expected core_mask: omit it")
     if core is not None and given:
         raise ConfigError(f"device is 'npu:{core}', and core_mask is given: give only one")
-    chosen = given.get("core_mask", "auto" if core is None else str(core))
+    if core is not None:
+        if str(core) not in _MASKS:
+            raise DeviceError(f"device 'npu:{core}' does not exist, expected npu:0, npu:1 or npu:2")
+        return _MASKS[str(core)]
+    chosen = given.get("core_mask", "auto")
     if not isinstance(chosen, str) or chosen not in _MASKS:
-        what = f"core_mask is {chosen!r:.40}" if core is None else f"device is 'npu:{core}'"
-        known = ", ".join(_MASKS) if core is None else "npu:0, npu:1 or npu:2"
-        raise ConfigError(f"{what}, expected {known}")
+        raise ConfigError(f"core_mask is {chosen!r:.40}, expected {', '.join(_MASKS)}")
     return _MASKS[chosen]
 
 
