@@ -259,7 +259,7 @@ def _readme(
         *_steps(guide.steps),
         *(part for title, text in guide.sections.items() for part in (f"## {title}", text)),
         "## What was proved",
-        *_proved(guide, model),
+        *_proved(manifest, guide, model),
         "## Input",
         *_input(manifest),
         "## Outputs and boxes",
@@ -307,11 +307,19 @@ def _steps(steps: Sequence[Step]) -> list[str]:
     return sections
 
 
-def _proved(guide: Guide, model: str) -> list[str]:
+def _proved(manifest: Manifest, guide: Guide, model: str) -> list[str]:
+    if manifest.precision == "int8":
+        found = (
+            f"`{model}` ran on the CPU. `y7edge info` prints how its mAP compares with that of the "
+            "trained model, or why this was not measured."
+        )
+    else:
+        found = (
+            f"`{model}` ran on the CPU, and its outputs and boxes equal those of the trained model "
+            "within the tolerance in `manifest.json`."
+        )
     return [
-        f"`{model}` ran on the CPU, and its outputs and boxes equal those of the trained model "
-        "within the tolerance in `manifest.json`. `y7edge verify`, `selftest`, `val` and `predict` "
-        "run it from this folder.",
+        f"{found} `y7edge verify`, `selftest`, `val` and `predict` run it from this folder.",
         f"Not run: {guide.not_run}",
     ]
 

@@ -64,6 +64,26 @@ y7edge audit best.safetensors --target kl720       # why, what helps, the comman
 y7edge audit best.safetensors --target mine.yaml   # a table of your own
 ```
 
+A table is a YAML file. `limits` name facts of an operator; nodes outside of them get the verdict
+`beyond`, or that of `others`. The tables of this page are in `export/chips/`, and
+`export/audit/chips.py` describes all entries.
+
+```yaml
+title: Example X1
+vendor: Example
+source: Example SDK 2.1, list of operators (2026-03)
+others: cpu                      # operators that are not listed: refused, cpu or unknown
+others_why: not in the list of the SDK
+input: [{limits: {side: {max: 640}, batch: {max: 1}}}]
+operations:
+  Conv: {limits: {kernel: {max: 7}, stride: {among: [1, 2]}}, beyond: refused}
+  LeakyRelu: {verdict: refused, why: no such operator}
+  Relu: {}
+  Concat: {limits: {channels: {multiple: 16}}}
+  MaxPool: [{limits: {kernel: {max: 3}}}, {verdict: unknown, why: only 3x3 is validated}]
+  Resize: {limits: {mode: {among: [nearest]}, axes: {max: 1}}}
+```
+
 """
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast, get_args
 
 from y7edge.errors import ConfigError
 from y7edge.export.audit.chips import Chip, load, load_all
@@ -19,13 +18,12 @@ from y7edge.export.graph.build import build_structure
 from y7edge.export.graph.rewrites import REWRITES, choose
 from y7edge.export.targets.base import Target
 from y7edge.models.registry import folded
-from y7edge.models.spec import Activation, Spec
+from y7edge.models.spec import ACTS, Spec
 
 AUTO = "auto"
 """In a list of rewrites: those that a chip needs."""
 
 _CHIP = "chip"  # option of targets with several chips
-_ACT = {"leaky_relu": "leaky"}  # activation -> its name for `y7edge train --act`
 
 
 @dataclass(frozen=True)
@@ -223,8 +221,8 @@ def _changed(subject: Subject, chip: Chip) -> Iterator[Subject]:
     if subject.outputs not in ("heads", "heads-sigmoid"):
         outputs.append("heads")
     own = subject.spec.activation
-    for activation in (own, *(name for name in get_args(Activation) if name != own)):
-        spec = replace(subject.spec, activation=cast(Activation, activation))
+    for activation in (own, *(other for other in ACTS.values() if other != own)):
+        spec = replace(subject.spec, activation=activation)
         for kind in outputs:
             for height, width in sizes:
                 changed = replace(subject, spec=spec, height=height, width=width, outputs=kind)
@@ -240,5 +238,6 @@ def _change(subject: Subject, changed: Subject, rewrites: Sequence[str], audit: 
         options.append(f"--outputs {changed.outputs}")
     options += [f"--rewrite {name}" for name in rewrites]
     activation = changed.spec.activation
-    training = "" if activation == subject.spec.activation else _ACT.get(activation, activation)
-    return Change(" ".join(options), f"--act {training}" if training else "", audit.outcome)
+    name = next(act for act, found in ACTS.items() if found == activation)
+    training = "" if activation == subject.spec.activation else f"--act {name}"
+    return Change(" ".join(options), training, audit.outcome)

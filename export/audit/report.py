@@ -17,6 +17,11 @@ WORDS: Mapping[Verdict, str] = {
 """Verdicts in tables."""
 
 _ORDER: tuple[Verdict, ...] = ("refused", "cpu", "unknown", "runs")
+_COUNTED: Mapping[Verdict, str] = {
+    "refused": "are refused",
+    "cpu": "run on the CPU",
+    "unknown": "are unknown",
+}
 _FEW = 3  # names of nodes that a group shows
 
 
@@ -61,7 +66,12 @@ def lines(audit: Audit, *, nodes: bool = False) -> list[str]:
     applied = f", graph with {', '.join(audit.applied)}" if audit.applied else ""
     found = [
         f"{chip.title}{applied}: {verdict(audit)}",
-        ", ".join(f"{counts[v]} nodes {WORDS[v]}" for v in _ORDER if counts[v]),
+        ", ".join(
+            [
+                f"{counts['runs']} of {len(audit.nodes)} nodes run on the accelerator",
+                *(f"{counts[v]} {_COUNTED[v]}" for v in _ORDER if counts[v] and v in _COUNTED),
+            ]
+        ),
         "",
         *aligned([("operator", "nodes", "verdict", "why", "cure"), *_groups(audit, nodes)]),
         "",
@@ -73,7 +83,7 @@ def lines(audit: Audit, *, nodes: bool = False) -> list[str]:
     for change in audit.advice:
         found.append(f"{change}: {'fits' if change.outcome == 'fits' else 'better, does not fit'}")
     if built_in := [name for name in audit.applied if name in chip.built_in]:
-        found.append(f"note: files for this chip have {', '.join(built_in)} without being asked")
+        found.append(f"note: every file for this chip is written with {', '.join(built_in)}")
     found += [f"note: {remark}" for remark in audit.remarks]
     sources = dict.fromkeys(
         rule.source

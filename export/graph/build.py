@@ -285,7 +285,10 @@ class _GraphWriter:
         x = self._conv(path, key, source, kernel, stride)
         match self.spec.activation:
             case "silu":
-                gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
+                if "silu-tanh" in self._rewrites:
+                    gate = exact.sigmoid_by_tanh(self.writer, path, x)
+                else:
+                    gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
                 return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
             case "relu":
                 return self.writer.node(f"{path}/Relu", "Relu", [x], output)

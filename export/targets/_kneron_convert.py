@@ -99,11 +99,9 @@ def main() -> None:
     model = kneronnxopt.optimize(model)
     onnx.save(model, str(out / "optimized.onnx"))
 
-    bits = {}
-    if asked.bits is not None:
-        bits = {"datapath_bitwidth_mode": asked.bits, "weight_bitwidth_mode": asked.bits}
+    bits = _bits(asked.bits)
     config = ktc.ModelConfig(asked.id, "0001", chip, onnx_model=model)
-    print(config.evaluate(output_dir=str(out), **bits))
+    print(config.evaluate(output_dir=str(out), **({} if asked.bits == "mixbw" else bits)))
 
     arrays = images(HERE / "calibration" / "images")
     print(f"quantise with {len(arrays)} images")
@@ -129,11 +127,28 @@ def main() -> None:
     print(f"written to {nef}")
 
 
+def _bits(mode: str | None) -> dict[str, str]:
+    """Return the arguments for a number of bits, as Kneron's chapter on quantisation advises."""
+    if mode is None:
+        return {}
+    bits = {"datapath_bitwidth_mode": mode, "weight_bitwidth_mode": mode}
+    if mode != "mixbw":
+        outer = mode if mode == "int8" else "int16"
+        for part in ("model_in", "model_out", "cpu_node"):
+            bits[f"{part}_bitwidth_mode"] = outer
+    return bits
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert the model for a Kneron NPU.")
     parser.add_argument("--id", type=int, default=32769, help="id of the model in the .nef file")
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--quantize-mode", default="default", choices=["default", "post_sigmoid"])
+    parser.add_argument(
+        "--quantize-mode",
+        default="post_sigmoid",
+        choices=["default", "post_sigmoid"],
+        help="post_sigmoid: the outputs are logits, whose sigmoids are computed later",
+    )
     parser.add_argument("--range-method", default="percentage", choices=["percentage", "mmse"])
     parser.add_argument(
         "--percentage", type=float, default=1.0, help="range of activations, with percentage"
@@ -141,7 +156,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--optimize", type=int, default=0, choices=range(5))
     parser.add_argument(
         "--bits",
-        choices=["int8", "int16", "mix light", "mix balance"],
+        choices=["int8", "mix light", "mix balance", "mixbw", "int16"],
         help="default: the toolchain's; the KL520 computes in int8 only",
     )
     return parser.parse_args()

@@ -337,13 +337,12 @@ def _require_npu(found: Placement, setup: Setup, request: BuildRequest) -> None:
         f"{len(found.cpu)} of {total} operators stay on the CPU, the first is {first['kind']} "
         f"({first['why']})"
     )
-    if options_allow := request.options.get("cpu") == "allow" and found.npu:
-        request.progress(f"warning: {text}: they are slow, and need kernels in the firmware")
-    if not options_allow:
+    if not found.npu or request.options.get("cpu") != "allow":
         raise ExportError(
             f"{text}: use another accelerator or model"
-            + ("" if not found.npu else ", or accept them (--option cpu=allow)")
+            + (", or accept them (--option cpu=allow)" if found.npu else "")
         )
+    request.progress(f"warning: {text}: they are slow, and need kernels in the firmware")
 
 
 def _guide(found: Placement, setup: Setup, version: str, config: str | None) -> Guide:

@@ -4,7 +4,7 @@ The toolchain (Docker image ``kneron/toolchain``) reads ONNX of opsets 8 to 18, 
 images, and compiles a .nef file (https://doc.kneron.com/docs/toolchain/manual_1_overview/). The
 operators of each chip are in its table "Hardware Supported Operators":
 
-* kl520: neither Sigmoid nor Mul nor Slice, so only yolov7-tiny with LeakyReLU.
+* kl520: neither Sigmoid nor Mul nor Slice, so only models with LeakyReLU or ReLU.
 * kl720: no resizing of both axes at once: rewrite ``resize-per-axis``.
 * all: slices without steps only: the variants with four levels need the rewrite ``reorg-conv6``.
 """
@@ -70,7 +70,10 @@ def _guide(chip: str) -> Guide:
     int16 = (
         ()
         if chip == "kl520"
-        else ("python convert.py --bits int16              # slower, and more memory",)
+        else (
+            "python convert.py --bits mixbw              # slower, and more memory",
+            "python convert.py --bits int16              # slowest",
+        )
     )
     return Guide(
         title=f"Kneron {chip.upper()}",
@@ -101,7 +104,7 @@ def _guide(chip: str) -> Guide:
                 "range method, then more bits:",
                 (
                     "python convert.py --range-method mmse",
-                    "python convert.py --quantize-mode post_sigmoid",
+                    "python convert.py --quantize-mode default",
                     *int16,
                 ),
             ),
@@ -120,6 +123,7 @@ def _guide(chip: str) -> Guide:
         sources=(
             "https://doc.kneron.com/docs/toolchain/manual_3_onnx/ (optimize, evaluate)",
             "https://doc.kneron.com/docs/toolchain/manual_4_bie/ (analysis, kneron_inference)",
+            "https://doc.kneron.com/docs/toolchain/quantization/1.3_Optimizing_Quantization_Modes/",
             "https://doc.kneron.com/docs/toolchain/manual_5_nef/ (compile)",
             "https://doc.kneron.com/docs/toolchain/appendix/operators/ (operators of each chip)",
             "https://doc.kneron.com/docs/plus_python/api_document/ (normalisation: "

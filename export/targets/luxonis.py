@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
+from y7edge.errors import ConfigError
 from y7edge.export import handover_folder
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
@@ -135,6 +136,9 @@ def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProt
     renamed = onnx.ModelProto()
     renamed.CopyFrom(model)
     graph = renamed.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    if clash := sorted(taken & set(names.values())):
+        raise ConfigError(f"the graph has a tensor {clash[0]}, which is the name of an output")
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]

@@ -34,13 +34,21 @@ def test_one_chip(run) -> None:
     out, _ = run("yolov7-tiny", "--target", "kl720")
     lines = out.splitlines()
     assert lines[0] == "Kneron KL720: fits with rewrites"
-    assert lines[1] == "2 nodes CPU, 133 nodes runs"
+    assert lines[1] == "133 of 135 nodes run on the accelerator, 2 run on the CPU"
     assert any(
         line.startswith("Resize") and "CPU" in line and line.endswith("--rewrite resize-per-axis")
         for line in lines
     )
     assert "with --rewrite resize-per-axis: fits" in lines
     assert "source: Kneron document center" in out
+    assert lines[-1] == (
+        "export: y7edge export yolov7-tiny --target kneron --option chip=kl720 "
+        "--rewrite resize-per-axis --calib DATA"
+    )
+    out, _ = run("yolov7-tiny", "--target", "edgetpu")
+    assert out.splitlines()[-1] == (
+        "export: y7edge export yolov7-tiny --target edgetpu --imgsz 320 --data DATA"
+    )
 
 
 def test_a_refused_model_exits_with_4(run) -> None:
@@ -74,7 +82,11 @@ def test_json_and_a_file(run, tmp_path) -> None:
     assert record["with_rewrites"]["outcome"] == "fits"
     assert record["counts"] == {"refused": 0, "unknown": 0, "cpu": 2, "runs": 133}
     out, _ = run("yolov7-tiny", "--json")
-    assert [chip["chip"] for chip in json.loads(out)["chips"]] != []
+    found = {chip["chip"]: chip for chip in json.loads(out)["chips"]}
+    assert sorted(found) == chips.names()
+    assert found["kl720"]["outcome_with_rewrites"] == "fits"
+    assert found["kl720"]["helps"] == "--rewrite resize-per-axis"
+    assert found["edgetpu"]["advice"][0]["options"] == "--imgsz 320"
 
 
 def test_a_table_of_the_user(run, tmp_path) -> None:

@@ -347,6 +347,9 @@ def test_letterbox(library):
         np.testing.assert_array_equal(rows["xyxy"][:count], mapped[kept])
 
 
+NO_ANCHORS = np.array([1, np.nan, 3, 4], np.float32)  # lives as long as its address is used
+
+
 def changed(level, **values):
     """A change of one head of a model."""
 
@@ -365,7 +368,7 @@ def changed(level, **values):
         *(changed(0, dtype=value) for value in (-1, 6)),
         *(changed(0, dtype=2, scale=value) for value in (0, -1, float("nan"), float("inf"))),
         changed(0, anchor=None),
-        changed(0, anchor=np.array([1, np.nan, 3, 4], np.float32).ctypes.data),
+        changed(0, anchor=NO_ANCHORS.ctypes.data),
         *(
             lambda model, pair=pair: setattr(model, *pair)
             for pair in (
@@ -437,3 +440,28 @@ def test_int8_heads_of_a_tflite_file(tmp_path):
         assert done.returncode == 1 and message in done.stderr
     done = run([heads[0][:, 1:], *heads[1:]])
     assert done.returncode == 1 and "expected a multiple of" in done.stderr
+
+
+@pytest.mark.parametrize("conf", [0.001, 0.25, 0.5, 0.999])
+@pytest.mark.parametrize("activation", ["logit", "sigmoid"])
+def test_scores_near_the_threshold(library, conf, activation):
+    """The first scan of the raw objectness loses no candidate, and keeps none below."""
+    decoder = Decoder(library, "float32", "NCHW", activation, 1)
+    heads = random_heads(0, "float32", "NCHW", "logit", 1, (None,) * 3, batch=1)
+    for head in heads:
+        fields = np.nan_to_num(head, nan=0, posinf=0, neginf=0).reshape(-1, 6, *head.shape[2:])
+        scores = conf * (1 + np.linspace(-1e-4, 1e-4, fields[:, 4].size)).reshape(
+            fields[:, 4].shape
+        )
+        fields[:, 4] = np.log(scores / (1 - scores)) if activation == "logit" else scores
+        fields[:, 2:4] = 0.1 if activation == "sigmoid" else -5
+        head[:] = fields.reshape(head.shape)
+    criteria = Criteria(conf=conf, iou=1, max_det=100_000)
+    (expected,) = decoder.numpy.heads(heads, criteria)
+    found = decoder(heads, criteria)
+    assert len(expected.score) > 100
+    if activation == "sigmoid":
+        np.testing.assert_array_equal(found.score, expected.score)
+    # In the last bits, a logit at the threshold may be on either side of it.
+    sure = [boxes.score[boxes.score > conf * (1 + 1e-6)] for boxes in (found, expected)]
+    assert len(sure[0]) == len(sure[1]) and abs(len(found.score) - len(expected.score)) < 10

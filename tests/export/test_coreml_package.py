@@ -29,6 +29,9 @@ from y7edge.errors import ConfigError, ExportError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import coreml_package
 from y7edge.export.targets.base import BuildRequest
+from y7edge.models import registry as models
+from y7edge.models.scaling import scale
+from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import coreml, registry
 from y7edge.runtimes.base import TensorSpec
 
@@ -255,6 +258,18 @@ def test_other_kinds(options, tmp_path):
     assert {probe.recipe for probe in made.manifest.probes} == {recipe}
     worst, tolerance = deviations(made.path)
     assert worst < (1e-5 if options.get("precision") == "fp32" else 0.005) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_all_variants(name, tmp_path):
+    """The programs of all variants, with few channels, compute the reference's outputs."""
+    skip_unless_built_here(coreml_package)
+    spec = scale(models.get(name, nc=3), width=0.0625)
+    out, options = tmp_path / "m.mlpackage", {"target": "coreml", "unverified": REASON}
+    made = export(random_weights(spec, seed=1), out, imgsz=128, **options)
+    worst, tolerance = deviations(made.path)
+    assert worst < 0.006 < tolerance
 
 
 @pytest.mark.slow

@@ -8,14 +8,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.export.full_integer import FLOAT_HEADS, FULL, Order, program
-from y7edge import interpreters
+from y7edge import Detector, interpreters
+from y7edge.data.synthetic import scenes
+from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import ConfigError, ExportError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import ethosu
@@ -76,6 +80,28 @@ def test_a_model_of_integers_is_compiled_and_proved(order, vela):
     assert "not a measurement" in readme
     assert "| Conv2D | 58 | 0 |" in readme
     assert "vela model.tflite --output-dir . --accelerator-config ethos-u65-256" in readme
+    assert "value = 1 x pixel (0 to 255) -128." in readme
+
+
+@pytest.mark.filterwarnings("ignore:.*exported without a proof")
+def test_the_program_of_the_readme_decodes_integers(order, vela, monkeypatch):
+    vela()
+    made = order().built()
+    readme = (made.path / "README.md").read_text()
+    output = made.manifest.outputs[0]
+    assert f"| int8 | {output.scale:.9g} | {output.zero_point} |" in readme
+    (program_text,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    detector = Detector(made.path, conf=0.05, threads=1)
+    image = scenes.scene(5, (100, 130)).image
+    detections = detector(image)
+    assert len(detections) > 3
+    preprocess = Preprocessor(made.manifest.input)
+    preprocess(image)
+    monkeypatch.chdir(made.path)
+    known = {"image": image, **detector.session.infer({"images": preprocess.tensor})}
+    exec(re.sub("conf=[0-9.]+", "conf=0.05", program_text), known)
+    inside = (known["xyxy"][:, 2:] > known["xyxy"][:, :2]).all(axis=1)
+    np.testing.assert_allclose(known["xyxy"][inside], detections.xyxy, atol=1e-3)
 
 
 def test_the_command_line(order, vela, tmp_path):

@@ -116,6 +116,7 @@ def test_script_calls_the_toolchain_as_documented(narrow_tiny, calibration, tmp_
     by_name = dict(calls)
     assert by_name["ModelConfig"]["platform"] == "720"
     assert by_name["analysis"]["percentage"] == 1.0
+    assert by_name["analysis"]["quantize_mode"] == "post_sigmoid"
     assert by_name["kneron_inference"] == {"platform": 720, "bie": True}
     assert done.stdout.count("cosine 1.00000") == 3
     assert (made.path / "kneron" / "models.nef").is_file()
@@ -134,7 +135,8 @@ def test_options_of_the_script(narrow_tiny, calibration, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     by_name = dict(calls)
-    bits = {"datapath_bitwidth_mode": "int16", "weight_bitwidth_mode": "int16"}
+    parts = ("datapath", "weight", "model_in", "model_out", "cpu_node")
+    bits = {f"{part}_bitwidth_mode": "int16" for part in parts}
     assert by_name["evaluate"] == bits
     assert bits.items() <= by_name["analysis"].items()
     assert by_name["analysis"]["datapath_range_method"] == "mmse"

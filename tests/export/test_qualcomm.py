@@ -196,6 +196,9 @@ def test_script_calls_the_sdk(quantised, tmp_path):
     assert htp == {"devices": [{"dsp_arch": "v73"}]}
     context = json.loads((quantised.path / "context.json").read_text())
     assert (quantised.path / context["backend_extensions"]["config_file_path"]).is_file()
+    text = (quantised.path / "README.md").read_text()
+    assert "how its mAP compares" in text
+    assert "outputs and boxes equal" not in text
 
 
 def test_script_stops_at_the_first_error(quantised, tmp_path):

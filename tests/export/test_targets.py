@@ -98,7 +98,7 @@ def test_members(name):
     assert isinstance(target.NEEDS_CHECKPOINT, bool)
     if not isinstance(target.RUNTIME, Unprovable):
         runtime = registry.get(target.RUNTIME)
-        assert target.SUFFIX in runtime.FORMATS
+        assert target.SUFFIX.endswith(runtime.FORMATS)
         assert name in runtime.TARGETS or f".{name}.handover" == target.SUFFIX
 
 

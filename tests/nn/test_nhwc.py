@@ -48,6 +48,11 @@ def test_heads(case):
     assert not any(isinstance(m, nn.LeakyReLU) for m in module.modules())
     if model.spec.activation == "leaky_relu":
         assert any(isinstance(m, nn.LeakyReLU) for m in model.modules()), "the model is a copy"
+        largest = [
+            max(m.kernel_size for m in some.modules() if isinstance(m, nn.MaxPool2d))
+            for some in (model, module)
+        ]
+        assert largest == [13, 5]  # MediaTek's accelerators take up to 8
 
 
 def test_decoded(case):

@@ -80,7 +80,7 @@ def audit(
     one = None if target is None else audited(load(target, folder))
     if one is None:
         found = [audited(chip) for chip in load_all(folder)]
-        record: dict[str, Any] = {"model": model, "chips": [each.to_dict() for each in found]}
+        record: dict[str, Any] = {"model": model, "chips": [_short(each) for each in found]}
         text = _overview(found)
     else:
         record = {"model": model, **one.to_dict()}
@@ -123,6 +123,16 @@ def _auditor(
     return lambda chip: audit_spec(subject, chip, rewrites)
 
 
+def _short(audit: Audit) -> dict[str, Any]:
+    """Return an audit as JSON values, without the rows of its nodes."""
+    from y7edge.export.audit.report import helps, problems, verdict
+
+    whole = audit.to_dict()
+    record = {key: whole[key] for key in whole if key not in ("rows", "with_rewrites")}
+    words = {"verdict": verdict(audit), "helps": helps(audit), "problems": problems(audit)}
+    return {**record, **words, "outcome_with_rewrites": audit.best.outcome}
+
+
 def _overview(found: list[Audit]) -> list[str]:
     """Return one line for each chip."""
     from y7edge.export.audit.report import helps, problems, verdict
@@ -146,22 +156,29 @@ def _overview(found: list[Audit]) -> list[str]:
 
 def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | None) -> list[str]:
     """Return the export command to run next, if a target hands over to the chip's converter."""
+    from y7edge.export.audit.chips import names
     from y7edge.export.targets import registry as targets
 
     chip = audit.chip
     if kind_of(model) == "artifact":
         hint = "to find what helps, audit the checkpoint or the variant instead of the graph"
         return [] if audit.fits else [hint]
+    if chip.target is None and chip.name not in names():
+        return []
     if chip.target is None:
         return ["export: no target writes files for this chip; docs/audit-only.md has its commands"]
     if chip.target not in targets.names() or audit.best.outcome == "refused":
         return []
+    target = targets.get(chip.target)
     words = ["y7edge export", model, f"--target {chip.target}"]
     words += [f"--option {name}={value}" for name, value in chip.options.items()]
     words += [f"--imgsz {imgsz.height}x{imgsz.width}"] if imgsz else []
     words += [f"--outputs {outputs}"] if outputs else []
-    rewrites = [*audit.applied, *audit.rewrites]
-    words += [f"--rewrite {name}" for name in rewrites if name not in chip.built_in]
+    words += [f"--rewrite {name}" for name in audit.applied if name not in chip.built_in]
+    easy = [change.options for change in audit.advice if not change.training]
+    words += easy[:1] or [f"--rewrite {name}" for name in audit.rewrites]
+    words += ["--data DATA"] if next(iter(target.PRECISIONS)) == "int8" else []
+    words += ["--calib DATA"] if target.CALIBRATES else []
     return [f"export: {' '.join(words)}"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -49,6 +50,20 @@ def test_multiplications_and_parameters_are_those_of_the_model() -> None:
         1e9 * gflops(spec, 640, 640)
     )
     assert found.parameters == pytest.approx(parameters(spec), rel=1e-4)
+
+
+def test_weights_are_not_copied(monkeypatch) -> None:
+    """Shapes are inferred on a graph without the values of its weights."""
+    sizes, infer = [], onnx.shape_inference.infer_shapes
+
+    def recorded(model):
+        sizes.append(model.ByteSize())
+        return infer(model)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", recorded)
+    model = build("yolov7", size=(64, 64))
+    read_structure(model)
+    assert max(sizes) < model.ByteSize() / 2
 
 
 def test_facts_of_our_operators() -> None:
@@ -161,6 +176,15 @@ def test_graphs_that_are_damaged(tmp_path) -> None:
             load_structure(path)
         except ArtifactError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", [b"Relu", b"y", b"x"])
+def test_names_that_are_no_utf8(name, tmp_path) -> None:
+    path = tmp_path / "a.onnx"
+    data = stranger(helper.make_node("Relu", ["x"], ["y"])).SerializeToString()
+    path.write_bytes(data.replace(name, b"\xff" * len(name)))
+    with pytest.raises(ArtifactError, match="not valid UTF-8"):
+        load_structure(path)
 
 
 def test_a_graph_without_an_opset() -> None:

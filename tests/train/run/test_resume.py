@@ -56,6 +56,7 @@ def config(data, out, **changes):
         report=False,
         recipe=replace(TINY, warmup_epochs=0.4),
         out=out,
+        device="cpu",  # also on a machine with a GPU
     )
     return replace(small, **changes)
 
