@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from tests import fake_rknn
-from y7edge import interpreters
+from y7edge import environment, interpreters
 from y7edge.errors import (
     ArtifactError,
     ConfigError,
@@ -51,7 +51,7 @@ def artifact(narrow_tiny, toolkit, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def environment(toolkit, monkeypatch):
+def interpreter(toolkit, monkeypatch):
     monkeypatch.setenv(fake_rknn.VARIABLE, str(toolkit))
     monkeypatch.delenv("FAKE_RKNN", raising=False)
     interpreters._versions.cache_clear()
@@ -288,6 +288,8 @@ def test_without_an_interpreter_the_recipe_is_named(artifact, monkeypatch):
         opened(artifact)
     assert rknnrt.available_devices() == [] and rknnrt.versions() == {}
     assert "Y7EDGE_RKNN_PYTHON" in rknnrt.misplaced()
+    found = environment._check("rknnrt")()
+    assert not found.usable and found.reason == rknnrt.misplaced()
 
 
 def test_the_devices_of_this_machine(monkeypatch):
