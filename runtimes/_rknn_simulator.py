@@ -37,6 +37,7 @@ BUILD_SECONDS = 1800.0
 """Time limit for building a graph; yolov7-tiny takes 2 s."""
 
 _RUN_SECONDS = 600.0  # for one batch; yolov7-tiny takes 0.1 s at 640 pixels
+_HOMES = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 _LONGEST = 1 << 16  # bytes of a message
 _TAIL = 1 << 16  # bytes of the log that are read
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -86,7 +87,7 @@ class Simulator:
                 cwd=folder,
                 env={
                     **os.environ,
-                    **dict.fromkeys(("HOME", "TMPDIR"), str(folder)),
+                    **dict.fromkeys(_HOMES, str(folder)),
                     "OMP_NUM_THREADS": str(threads),
                 },
                 stdin=subprocess.PIPE,

@@ -48,7 +48,7 @@ from y7edge.runtimes.base import (
 FORMATS = (".rknn",)
 TARGETS = ("rknn",)
 NEEDS: Mapping[str, str] = {}  # on a board rknn-toolkit-lite2, on a PC another interpreter
-DEVICES = ("npu", "npu:N", "simulator")
+DEVICES = ("simulator", "npu", "npu:N")
 DEVIATION = 1e-3
 
 PLATFORMS = (
@@ -182,7 +182,7 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
     if kind == "auto":
         kind = "npu" if find_spec("rknnlite") is not None or on_board() else "simulator"
     if kind == "npu":
-        return _NpuSession(artifact, options.device.partition(":")[2], mask)
+        return _NpuSession(artifact, "npu" if core is None else f"npu:{core}", mask)
     if options.provider_options:
         raise ConfigError("the simulator has no option 'core_mask', which is for boards: omit it")
     return _SimulatorSession(artifact, options)
@@ -192,18 +192,21 @@ def _mask(given: Mapping[str, Any], core: int | None) -> str:
     """Return the name of the core mask in ``RKNNLite``.
 
     Raises:
-        ConfigError: an option or a core does not exist.
+        ConfigError: an option does not exist.
+        DeviceError: the core does not exist.
     """
     unknown = set(given) - {"core_mask"}
     if unknown:
         raise ConfigError(f"RKNN has no option {min(unknown)!r:.40}, expected core_mask: omit it")
     if core is not None and given:
         raise ConfigError(f"device is 'npu:{core}', and core_mask is given: give only one")
-    chosen = given.get("core_mask", "auto" if core is None else str(core))
+    if core is not None:
+        if str(core) not in _MASKS:
+            raise DeviceError(f"device 'npu:{core}' does not exist, expected npu:0, npu:1 or npu:2")
+        return _MASKS[str(core)]
+    chosen = given.get("core_mask", "auto")
     if not isinstance(chosen, str) or chosen not in _MASKS:
-        what = f"core_mask is {chosen!r:.40}" if core is None else f"device is 'npu:{core}'"
-        known = ", ".join(_MASKS) if core is None else "npu:0, npu:1 or npu:2"
-        raise ConfigError(f"{what}, expected {known}")
+        raise ConfigError(f"core_mask is {chosen!r:.40}, expected {', '.join(_MASKS)}")
     return _MASKS[chosen]
 
 
@@ -217,23 +220,23 @@ class _NpuSession(Session):
 
     ENGINE = "RKNN"
 
-    def __init__(self, artifact: Artifact, core: str, mask: str) -> None:
+    def __init__(self, artifact: Artifact, device: str, mask: str) -> None:
         self._path, manifest = artifact.path, artifact.manifest
         chip, lite = platform_of(manifest, artifact.path), load_engine()
+        if platform.machine() not in ("aarch64", "armv7l") or not (lite or on_board()):
+            raise DeviceError(
+                f"device {device!r}: {artifact.path} runs on a board with {chip}, and this machine "
+                "is none: use device='simulator'"
+            )
         if lite is None:
             raise RuntimeMissing(
                 f"opening {artifact.path.name} on the NPU needs rknnlite, which is not installed: "
                 f"{_LITE}"
             )
-        if platform.machine() not in ("aarch64", "armv7l"):
-            raise DeviceError(
-                f"{artifact.path} runs on a board with {chip}, and this is {platform.machine()}: "
-                "use device='simulator'"
-            )
         super().__init__(
             str(artifact.path),
             manifest,
-            device=f"npu:{core}" if core else "npu",
+            device=device,
             arithmetic=f"{_arithmetic(manifest)} (RKNN, {chip})",
             versions=installed_versions("rknn-toolkit-lite2"),
         )

@@ -385,6 +385,8 @@ def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backen
         reason = f"installed, but cannot be used: {error}"
         return Backend(name, runtime.FORMATS, False, reason, versions)
     devices = tuple(record["devices"])
+    if not devices and (advice := _advice(runtime)):  # its engine is in another interpreter
+        return Backend(name, runtime.FORMATS, False, advice, versions)
     kinds = {device.partition(":")[0] for device in devices}
     lacking = {known.partition(":")[0] for known in runtime.DEVICES} - kinds
     reason = f"will be used for {', '.join(runtime.FORMATS)} on {', '.join(devices)}"

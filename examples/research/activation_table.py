@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -175,10 +174,11 @@ def write(page: Path, tables: Mapping[str, str]) -> None:
     """
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
-        marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-        if len(marked.findall(text)) != 1:
-            raise ConfigError(f"{page}: expected <!-- {name} --> and <!-- end --> once")
-        text = marked.sub(lambda _, table=table: f"\n{table}\n\n", text)  # type: ignore[misc]
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end or start in after:
+            raise ConfigError(f"{page}: expected <!-- {name} --> once, and then <!-- end -->")
+        text = f"{before}{start}\n{table}\n\n{end}{after}"
     with writing("the page", page), atomic_write(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -2,9 +2,11 @@
 
     export Y7EDGE_LITERT_PYTHON=ENV/bin/python Y7EDGE_ETHOSU_PYTHON=VELA/bin/python
     python examples/research/vela_placement.py yolov7-tiny yolov7 --imgsz 320
+    python examples/research/vela_placement.py yolov7-w6 yolov7-e6e --imgsz 128 --width 0.125
 
 Random weights are enough for the placement and the memory; compressed weights of a trained model
-are smaller. Cycles are those of Vela's performance model, not measured. The ranges come from
+are smaller. ``--width`` is a factor on the channels of variants, for a fast look at the operators
+of large ones. Cycles are those of Vela's performance model, not measured. The ranges come from
 synthetic scenes.
 """
 
@@ -20,6 +22,9 @@ from y7edge.data.synthetic import scenes
 from y7edge.export import export
 from y7edge.export.targets import ethosu
 from y7edge.interpreters import find_interpreter
+from y7edge.models.checkpoint import Checkpoint
+from y7edge.models.scaling import scale
+from y7edge.nn.random_weights import random_weights
 from y7edge.nn.source import open_checkpoint
 
 ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u65-512", "ethos-u85-512")
@@ -31,20 +36,24 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--accelerator", nargs="+", default=ACCELERATORS)
+    parser.add_argument("--width", type=float)
     options = parser.parse_args()
     python = find_interpreter(ethosu.NAME, "ethosu", "pip install ethos-u-vela==5.2.0")
     print("| model | NPU | operators on NPU, CPU | memory | estimated cycles, ms at clock |")
     print("|---|---|---:|---|---:|", flush=True)
     for model in options.models:
         with TemporaryDirectory() as name:
-            source = _integers(model, options.imgsz, Path(name))
+            checkpoint = open_checkpoint(model)
+            if options.width:
+                checkpoint = random_weights(scale(checkpoint.spec, width=options.width), seed=0)
+            source = _integers(checkpoint, options.imgsz, Path(name))
             for accelerator in options.accelerator:
                 setup = ethosu.setup_of({"accelerator": accelerator})
                 found = ethosu.compile_model(python, source, Path(name) / "made.tflite", setup)
                 print(_row(model, accelerator, found), flush=True)
 
 
-def _integers(model: str, imgsz: int, folder: Path) -> Path:
+def _integers(checkpoint: Checkpoint, imgsz: int, folder: Path) -> Path:
     """Export a model in integers; return the .tflite file."""
     images = folder / "images"
     images.mkdir()
@@ -52,7 +61,7 @@ def _integers(model: str, imgsz: int, folder: Path) -> Path:
         cv2.imwrite(str(images / f"{seed}.png"), scenes.scene(seed, (imgsz, imgsz)).image)
     out = folder / f"model{ethosu.SUFFIX}"
     made = export(
-        open_checkpoint(model),
+        checkpoint,
         out,
         target=ethosu.NAME,
         imgsz=imgsz,

@@ -57,6 +57,8 @@ WORDS = {
 """Facts that tables may limit -> their names in messages."""
 
 _CASTS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
+# What attributes and constants of wrong types and sizes raise.
+_DAMAGED = (ExportError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _LARGEST_FILE = (1 << 31) - 1  # bytes; a larger protobuf cannot be read
 _LARGEST = 1 << 12  # bytes of an initializer that is read: constants of Resize, Slice and Mul
 
@@ -135,7 +137,7 @@ def load_structure(path: Path) -> Structure:
         raise ArtifactError(f"{path} is not an ONNX model: {reason(error)}") from error
     try:
         return read_structure(model)
-    except (ExportError, ValueError, TypeError, IndexError) as error:
+    except _DAMAGED as error:
         raise ArtifactError(f"{path}: {reason(error)}") from error
 
 
@@ -145,6 +147,10 @@ def read_structure(model: onnx.ModelProto) -> Structure:
     Raises:
         ExportError: shapes cannot be inferred, or the graph has no input.
     """
+    for node in model.graph.node:
+        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if not isinstance(text, str):  # protobuf gives bytes for text that is not UTF-8
+                raise ExportError(f"a node has the name {text!r:.80}, which is not valid UTF-8")
     light = _without_weights(model)
     try:
         light = onnx.shape_inference.infer_shapes(light)

@@ -162,7 +162,7 @@ def test_a_toolkit_that_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch,
         ({"options": {"platform": "rv1103b"}}, "rv1103b computes in integers only.*fp16.*--qua"),
         ({"precision": "fp32"}, "no precision 'fp32'"),
         ({"outputs": "decoded"}, "no outputs 'decoded'; choose from heads, heads-sigmoid"),
-        ({"device": "cuda"}, "device is 'cuda', expected auto, npu, npu:N or simulator"),
+        ({"device": "cuda"}, "device is 'cuda', expected auto, simulator, npu or npu:N"),
     ],
 )
 def test_wrong_options_are_named(narrow_tiny, tmp_path, options, problem):

@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from tests import fake_rknn
-from y7edge import interpreters
+from y7edge import environment, interpreters
 from y7edge.errors import (
     ArtifactError,
     ConfigError,
@@ -51,7 +51,7 @@ def artifact(narrow_tiny, toolkit, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def environment(toolkit, monkeypatch):
+def interpreter(toolkit, monkeypatch):
     monkeypatch.setenv(fake_rknn.VARIABLE, str(toolkit))
     monkeypatch.delenv("FAKE_RKNN", raising=False)
     interpreters._versions.cache_clear()
@@ -268,8 +268,8 @@ def test_complaints_are_found_in_the_log(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"device": "cpu"}, "device is 'cpu', expected auto, npu, npu:N or simulator"),
-        ({"device": "npu:3"}, "device is 'npu:3', expected npu:0, npu:1 or npu:2"),
+        ({"device": "cpu"}, "device is 'cpu', expected auto, simulator, npu or npu:N"),
+        ({"device": "npu:3"}, "'npu:3' does not exist, expected npu:0, npu:1 or npu:2"),
         ({"provider_options": {"core_mask": "5"}}, "core_mask is '5', expected auto, 0, 1"),
         ({"provider_options": {"core_mask": 0}}, "core_mask is 0, expected auto"),
         ({"provider_options": {"threads": 1}}, "no option 'threads', expected core_mask"),
@@ -278,7 +278,7 @@ def test_complaints_are_found_in_the_log(tmp_path):
     ],
 )
 def test_wrong_options_are_named(artifact, options, problem):
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises((ConfigError, DeviceError), match=problem):
         opened(artifact, **options)
 
 
@@ -288,6 +288,8 @@ def test_without_an_interpreter_the_recipe_is_named(artifact, monkeypatch):
         opened(artifact)
     assert rknnrt.available_devices() == [] and rknnrt.versions() == {}
     assert "Y7EDGE_RKNN_PYTHON" in rknnrt.misplaced()
+    found = environment._check("rknnrt")()
+    assert not found.usable and found.reason == rknnrt.misplaced()
 
 
 def test_the_devices_of_this_machine(monkeypatch):
@@ -316,6 +318,7 @@ def test_a_board_without_the_package_is_told_to_install_it(artifact, tmp_path, m
     path = tmp_path / "compatible"
     path.write_bytes(b"rockchip,rk3588\0")
     monkeypatch.setattr(rknnrt, "_COMPATIBLE", path)
+    monkeypatch.setattr(rknnrt.platform, "machine", lambda: "aarch64")
     for device in ("auto", "npu:0"):
         with pytest.raises(RuntimeMissing, match=r"pip install rknn-toolkit-lite2$"):
             opened(artifact, device=device)
@@ -407,3 +410,9 @@ def test_a_board_that_returns_other_outputs_is_named(artifact, lite, monkeypatch
 def test_a_pc_with_the_package_is_told_to_use_the_simulator(artifact, lite, monkeypatch):
     monkeypatch.setattr(rknnrt.platform, "machine", lambda: "x86_64")
     assert "use device='simulator'" in problem_of(lambda: opened(artifact, device="npu"))
+
+
+@pytest.mark.parametrize("device", ["npu", "npu:1"])
+def test_a_pc_has_no_npu(artifact, device):
+    message = problem_of(lambda: opened(artifact, device=device))
+    assert f"device '{device}'" in message and "use device='simulator'" in message

@@ -11,7 +11,7 @@ import pytest
 from y7edge.data.synthetic.scenes import generate
 
 ROOT = Path(__file__).parents[3]
-PAGE = "# A\n<!-- time -->\nold\n<!-- end -->\nB\n<!-- mAP -->\n<!-- end -->\nC\n"
+PAGE = "# A\n<!-- time -->\n<!-- end -->\nB\n<!-- mAP -->\nold\n<!-- end -->\nC\n"
 
 
 @pytest.fixture
@@ -56,6 +56,7 @@ def test_ratios_are_those_to_the_usual_activation(run, tmp_path):
         assert line in text
         assert line in shown.out
     assert "old" not in text
+    assert "\nB\n" in text
     assert text.startswith("# A\n<!-- time -->\n") and text.endswith("<!-- end -->\nC\n")
     run("--page", page)
     assert page.read_text() == text
@@ -66,7 +67,7 @@ def test_a_page_without_marks_is_not_changed(run, tmp_path):
     page.write_text("# A\n")
     code, _, shown = run("--page", page)
     assert code == 1
-    assert "expected <!-- time --> and <!-- end --> once" in shown.err
+    assert "expected <!-- time --> once, and then <!-- end -->" in shown.err
     assert page.read_text() == "# A\n"
 
 

@@ -44,7 +44,7 @@ def cured(name, chip, *rewrites, **options):
         ("yolov7-w6", "kl720", ("reorg-conv6", "resize-per-axis")),
         ("yolov7", "kl630", ()),
         ("yolov7-w6", "kl730", ("reorg-conv6",)),
-        ("yolov7-w6", "rk3588", ("reorg-conv6",)),
+        ("yolov7-w6", "rk3588", ()),
         ("yolov7-w6", "hailo8", ()),
         ("yolov7-tiny", "edgetpu", ()),
         ("yolov7-w6", "edgetpu", ("reorg-conv6",)),
@@ -160,7 +160,6 @@ def test_auto_in_an_export() -> None:
     # All chips of a target that need the same do not have to be named.
     w6 = registry.get("yolov7-w6")
     assert rewrites_for(w6, target("coreml"), {}, [AUTO]) == ("reorg-conv6",)
-    assert rewrites_for(w6, target("qnn"), {}, [AUTO]) == ("reorg-conv6",)
     # The files of the target have leaky-max without being asked.
     assert rewrites_for(spec, target("ethosu"), {}, [AUTO]) == ()
     with pytest.raises(ConfigError, match=r"several, .* rewrites \(kl520.*--option chip="):
@@ -169,7 +168,7 @@ def test_auto_in_an_export() -> None:
         rewrites_for(spec, target("onnx"), {}, [AUTO])
     ethos = {"accelerator": "ethos-u55-128", "cpu": "allow"}
     assert rewrites_for(spec, target("ethosu"), ethos, [AUTO]) == ()
-    assert rewrites_for(w6, target("qnn"), {"htp-arch": "v75"}, [AUTO]) == ("reorg-conv6",)
+    assert rewrites_for(w6, target("qnn"), {"htp-arch": "v75"}, [AUTO]) == ()
     with pytest.raises(ConfigError, match="belongs to target edgetpu"):
         rewrites_for(spec, kneron, {"chip": "edgetpu"}, [AUTO])
     with pytest.raises(ConfigError, match="did you mean"):

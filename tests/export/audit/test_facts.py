@@ -178,6 +178,15 @@ def test_graphs_that_are_damaged(tmp_path) -> None:
             assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("name", [b"Relu", b"y", b"x"])
+def test_names_that_are_no_utf8(name, tmp_path) -> None:
+    path = tmp_path / "a.onnx"
+    data = stranger(helper.make_node("Relu", ["x"], ["y"])).SerializeToString()
+    path.write_bytes(data.replace(name, b"\xff" * len(name)))
+    with pytest.raises(ArtifactError, match="not valid UTF-8"):
+        load_structure(path)
+
+
 def test_a_graph_without_an_opset() -> None:
     graph = stranger(helper.make_node("Relu", ["x"], ["y"]))
     del graph.opset_import[:]

@@ -49,7 +49,7 @@ KNOWN = [
     ("yolov7-tiny", "kl730", ("leaky-max",), "Max", {"runs"}, ""),
     # RKNN Compiler Support Operator List V2.3.2: pooling up to 7, convolution up to 31
     ("yolov7", "rk3588", (), "MaxPool", {"runs"}, ""),
-    ("yolov7-w6", "rk3588", (), "Slice", {"unknown"}, "does not mention steps"),
+    ("yolov7-w6", "rk3588", (), "Slice", {"runs"}, ""),
     ("yolov7-w6", "rk3588", ("reorg-conv6",), "Conv", {"runs"}, ""),
     # Edge TPU: no LeakyRelu, and only one split
     ("yolov7-tiny", "edgetpu", (), "LeakyRelu", {"cpu"}, "not in the list"),
@@ -89,7 +89,8 @@ KNOWN = [
     ("yolov7", "intel-npu4000", (), "Conv", {"unknown"}, "publishes no list"),
     ("yolov7", "orin-dla", (), "MaxPool", {"runs"}, ""),
     ("yolov7-tiny", "htp-v75", (), "LeakyRelu", {"runs"}, ""),
-    ("yolov7-e6", "htp-v68", (), "Slice", {"unknown"}, "strided slices were not run"),
+    ("yolov7-e6", "htp-v68", (), "Slice", {"runs"}, ""),
+    ("yolov7-e6", "apple-ane", (), "Slice", {"unknown"}, "strided slices are not mentioned"),
 ]
 
 
