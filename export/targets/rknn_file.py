@@ -54,6 +54,11 @@ _MAGIC = b"RKNN"
 _TAIL = 1 << 16
 
 
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if the platform is unknown, or does not compute in this precision."""
+    _check(manifest, _platform(options))
+
+
 def build(request: BuildRequest) -> Artifact:
     """Compile the graph in the toolkit's interpreter.
 
