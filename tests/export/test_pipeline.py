@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import onnx
 import pytest
