@@ -258,7 +258,7 @@ def test_the_package_offers_its_functions():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"target": "rknn"}, "no target 'rknn'; choose from "),
+        ({"target": "abacus"}, "no target 'abacus'; choose from "),
         ({"outputs": "boxes"}, "no outputs 'boxes'; choose from heads, heads-sigmoid, decoded"),
         ({"input": "float16"}, "no input 'float16'; choose from float32, uint8"),
         ({"rewrites": ["pool5"]}, "no rewrite 'pool5'; choose from pool3x3"),
