@@ -46,7 +46,7 @@ OPTIONS = {
     "htp-arch": "Version of the HTP: v68, v69, v73 (default), v75, v79 or v81.",
     "soc-model": "Number of the chip in Qualcomm's list, such as 43 for SM8550; default: any.",
 }
-REWRITES: tuple[str, ...] = ()
+REWRITES: tuple[str, ...] = ("silu-tanh",)  # the HTP's sigmoid is less accurate in fp16
 INT8_HEADS = False
 CALIBRATES = False
 NEEDS_CHECKPOINT = False

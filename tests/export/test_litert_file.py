@@ -385,7 +385,7 @@ def test_conversion_with_other_activations(act, tmp_path):
         pytest.skip(f"{VARIABLE} is not set")
     spec = scale(models.get("yolov7-tiny", nc=3, act=act), width=0.06)
     checkpoint = random_weights(spec, seed=3)
-    for seed in range(2):
+    for seed in range(4):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), scenes.scene(seed, (120, 160)).image)
     options = {"imgsz": SIZE, "calib": tmp_path, "unverified": "random", "quantize_heads": True}
     files = {
@@ -406,7 +406,8 @@ def test_conversion_with_other_activations(act, tmp_path):
     for output in files["litert"].manifest.outputs:
         head = (given[output.name].astype(np.float32) - output.zero_point) * output.scale
         difference = np.abs(head.transpose(0, 3, 1, 2) - expected[output.name])
-        assert difference.mean() < 2 * output.scale
+        # Measured: 0.02 to 0.05, as with LeakyReLU; both are 0.2 to 0.26 from the float graph.
+        assert difference.mean() < 0.1 * expected[output.name].std()
 
 
 @pytest.mark.parametrize(
