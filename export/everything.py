@@ -18,15 +18,7 @@ from y7edge.artifact.description import Size
 from y7edge.artifact.reports import ParityReport
 from y7edge.benchmark.measure import compare, open_measured
 from y7edge.detect.detector import Detector
-from y7edge.errors import (
-    ConfigError,
-    DataError,
-    DeviceError,
-    ExportError,
-    GateError,
-    ParityError,
-    RuntimeMissing,
-)
+from y7edge.errors import GateError, ParityError, Y7EdgeError
 from y7edge.export.delivery import require_destination
 from y7edge.export.pipeline import export
 from y7edge.export.proof.accuracy import Baseline
@@ -187,7 +179,7 @@ def _make(order: Order, target: Target, precision: str, tell: Progress) -> Made:
         )
     except ParityError as error:
         return replace(made, state="refused", problem=str(error))
-    except (ConfigError, DataError, DeviceError, ExportError, RuntimeMissing) as error:
+    except Y7EdgeError as error:  # the others are made all the same
         return replace(made, problem=str(error))
     return replace(
         _described(made, artifact, target, emulated=emulated),
@@ -235,6 +227,16 @@ def _measured(order: Order, found: list[Made], tell: Progress) -> tuple[Made, ..
     if not fast:
         return tuple(found)
     tell("measure the latency of the artifacts that run here, in turns")
+    try:
+        times = _times(order, fast)
+    except Y7EdgeError as error:
+        tell(f"the latency was not measured: {error}")
+        return tuple(found)
+    return tuple(replace(one, ms=times.get(one.path)) for one in found)
+
+
+def _times(order: Order, fast: list[Made]) -> dict[Path | None, float]:
+    """Return the median time of each artifact, from image to boxes, in milliseconds."""
     with ExitStack() as stack:
         opened = []
         for one in fast:
@@ -244,8 +246,7 @@ def _measured(order: Order, found: list[Made], tell: Progress) -> tuple[Made, ..
             )
             stack.callback(item.detector.close)
             opened.append(item)
-        times = {
+        return {
             one.path: round(report.end_to_end_ms["p50"], 2)
             for one, report in zip(fast, compare(opened, runs=order.runs), strict=True)
         }
-    return tuple(replace(one, ms=times.get(one.path)) for one in found)

@@ -319,7 +319,8 @@ def _proved(manifest: Manifest, guide: Guide, model: str) -> list[str]:
             "within the tolerance in `manifest.json`."
         )
     return [
-        f"{found} `y7edge verify`, `selftest`, `val` and `predict` run it from this folder.",
+        f'{found} `y7edge selftest "$PWD"` repeats this in this folder, whose name must end with '
+        "`.handover`; `verify`, `val` and `predict` run it too.",
         f"Not run: {guide.not_run}",
     ]
 
@@ -359,9 +360,11 @@ def _outputs(manifest: Manifest, guide: Guide) -> list[str]:
     sections = [
         "\n".join(rows),
         "Real value = (value - zero point) x scale." if quantised else "",
-        f"Each anchor has {5 + manifest.nc} channels: x, y, width, height, objectness, then one "
-        f"per class. Values are {'probabilities' if sigmoid else 'logits'}. For the values p0, p1, "
-        f"... {'' if sigmoid else '(sigmoids of the logits) '}of an anchor in a row and column:",
+        "The channels of the first anchor come first, then those of the second, and so on. An "
+        f"anchor has {5 + manifest.nc}: x, y, width, height, objectness, then one per class, in "
+        "the order of `names` in `manifest.json`. Values are "
+        f"{'probabilities' if sigmoid else 'logits'}. For the values p0, p1, ... "
+        f"{'' if sigmoid else '(sigmoids of the logits) '}of an anchor in a row and column:",
         "\n".join(
             (
                 "```text",
@@ -372,6 +375,9 @@ def _outputs(manifest: Manifest, guide: Guide) -> list[str]:
             )
         ),
         "With one class the score is the objectness." if manifest.nc == 1 else "",
+        "x and y are the centre, in pixels of the letterboxed input. Keep boxes whose score is "
+        f"greater than {manifest.thresholds.conf:g}, then remove those whose IoU with a better box "
+        f"of the same class is greater than {manifest.thresholds.iou:g}.",
         "From outputs of the vendor's runtime, y7edge computes the same boxes as from its own "
         "engines:",
         _snippet(manifest),

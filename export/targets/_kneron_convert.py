@@ -1,7 +1,7 @@
 """Convert the model in this folder for a Kneron NPU, inside Kneron's toolchain container.
 
     docker run --rm -it -v "$PWD":/data1 kneron/toolchain:latest
-    cd /data1 && python convert.py
+    cd /data1 && conda activate onnx1.13 && python convert.py
 
 Writes into ``kneron/``: the ONNX files that the toolchain read, its reports, and the .nef file for
 the chip. Uses the Python API of toolchain 0.25 and later, environment ``onnx1.13``

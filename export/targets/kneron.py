@@ -99,6 +99,7 @@ def _guide(chip: str) -> Guide:
                 (
                     'docker run --rm -it --memory 16g -v "$PWD":/data1 kneron/toolchain:latest',
                     "cd /data1",
+                    "conda activate onnx1.13",
                 ),
             ),
             Step(

@@ -8,7 +8,15 @@ import pytest
 
 from tests.runtimes.conftest import unavailable
 from y7edge.cli import main
-from y7edge.errors import ConfigError, ExportError, GateError, ParityError
+from y7edge.errors import (
+    ArtifactError,
+    ConfigError,
+    DeviceError,
+    ExportError,
+    GateError,
+    OutputError,
+    ParityError,
+)
 from y7edge.export import everything
 from y7edge.export.everything import Made, Order, export_all, require_none_refused
 from y7edge.export.targets import registry as targets
@@ -47,7 +55,12 @@ def test_each_precision_is_made_proved_and_measured(narrow_tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(ParityError("differs", None), "refused"), (ExportError("the disk is full"), "not made")],
+    [
+        (ParityError("differs", None), "refused"),
+        (ExportError("the disk is full"), "not made"),
+        (ArtifactError("the engine cannot open the file"), "not made"),
+        (OutputError("the disk is full"), "not made"),
+    ],
 )
 def test_a_failure_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch, error, state):
     real = everything.export
@@ -65,6 +78,18 @@ def test_a_failure_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch, error, 
             require_none_refused([first, second])
     else:
         require_none_refused([first, second])
+
+
+def test_the_table_does_not_need_the_latency(narrow_tiny, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise DeviceError("the GPU is lost")
+
+    monkeypatch.setattr(everything, "compare", failing)
+    lines = []
+    found = export_all(order(narrow_tiny, tmp_path, only=["onnx"]), lines.append)
+    assert [one.state for one in found] == ["run", "run", "not made"]
+    assert {one.ms for one in found} == {None}
+    assert lines[-1] == "the latency was not measured: the GPU is lost"
 
 
 def test_what_nothing_here_runs_is_not_run(narrow_tiny, tmp_path, monkeypatch):

@@ -179,3 +179,16 @@ def test_images_are_in_rgb(narrow_tiny, calibration, tmp_path):
     means = inside.mean((0, 1)) - inside.mean()
     bgr = image.mean((0, 1)) - image.mean()
     assert np.abs(means - bgr[::-1]).max() < np.abs(means - bgr).max()
+
+
+def test_readme_activates_the_environment_before_the_conversion(narrow_tiny, calibration, tmp_path):
+    made = handovers.build("kneron", narrow_tiny, tmp_path / "m", calibration)
+    text = (made.path / "README.md").read_text()
+    assert 0 < text.index("conda activate onnx1.13\n") < text.index("python convert.py\n")
+
+
+def test_readme_says_how_to_choose_boxes(narrow_tiny, calibration, tmp_path):
+    made = handovers.build("kneron", narrow_tiny, tmp_path / "m", calibration)
+    text, thresholds = (made.path / "README.md").read_text(), made.manifest.thresholds
+    assert f"score is greater than {thresholds.conf:g}, then remove" in text
+    assert f"of the same class is greater than {thresholds.iou:g}." in text
