@@ -205,11 +205,12 @@ def _write_arrays(arrays: _Arrays, _count: int, folder: Path, _image: InputInfo)
 
 
 def _write_stack(arrays: _Arrays, count: int, folder: Path, image: InputInfo) -> str:
-    shape = (count, image.height, image.width, 3)
-    stack = npy.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
-    for index, array in enumerate(arrays):
-        stack[index] = array[0]
-    stack.flush()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *image.shape[1:])}
+    # Not a memory map: on a full disk, writing to one kills the process.
+    with (folder / "images.npy").open("wb") as stream:
+        npy.write_array_header_1_0(stream, header)
+        for array in arrays:
+            stream.write(array.tobytes())
     return "images.npy"
 
 

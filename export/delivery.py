@@ -15,7 +15,7 @@ from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidec
 from y7edge.errors import ArtifactError, ConfigError, DigestError, ExportError, Y7EdgeError
 from y7edge.export.targets.base import Target, runtime_of
 from y7edge.files import is_file, is_folder, is_utf8, reason, replace_files, require_replaceable
-from y7edge.runtimes import registry
+from y7edge.runtimes import handover, registry
 
 
 def require_destination(destination: Path, name: str, target: Target) -> None:
@@ -28,7 +28,7 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
     Raises:
         ConfigError: the suffix is not the target's, the folder is not writable, or a file of the
-            same name does not belong to an artifact.
+            same name, or in a hand-over of this name, does not belong to the artifact.
     """
     if not destination.name.endswith(target.SUFFIX):
         better = f"{destination.stem}{target.SUFFIX}" if destination.name else "a name"
@@ -57,7 +57,10 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
 
 def require_own(destination: Path, files: Iterable[Path]) -> None:
-    """Raise ConfigError if a non-empty file exists that does not belong to this artifact."""
+    """Raise ConfigError if a non-empty file exists that does not belong to this artifact.
+
+    Files that somebody has added to a hand-over do not belong to it.
+    """
     for file in files:
         empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
@@ -65,6 +68,22 @@ def require_own(destination: Path, files: Iterable[Path]) -> None:
                 f"{file} exists and does not belong to the artifact {destination.name}: "
                 "remove it, or choose another name"
             )
+        if is_folder(file) and file.name.endswith(handover.FORMATS):
+            _require_nothing_added(file)
+
+
+def _require_nothing_added(folder: Path) -> None:
+    """Raise ConfigError if a hand-over contains files of others, such as compiled models."""
+    try:
+        added = handover.added_files(folder)
+    except ArtifactError as error:
+        raise ConfigError(f"{error}: remove the folder, or choose another name") from error
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise ConfigError(
+            f"{folder} also contains {added[0]}{more}, which the export did not write: move them "
+            "elsewhere, or choose another name"
+        )
 
 
 def _owns(destination: Path, file: Path) -> bool:

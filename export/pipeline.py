@@ -29,7 +29,7 @@ from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.fallback import Options, Quantized, quantized
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
-from y7edge.export.graph.rewrites import choose, recorded
+from y7edge.export.graph.rewrites import FLOAT_ONLY, choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
 from y7edge.export.proof.accuracy import Baseline, MapGate, gate_of, gated, judged
@@ -127,7 +127,7 @@ def export(
     int8.check(chosen, precision, outputs, checkpoint)
     _check(chosen, precision, unverified, data is not None)
     _require(chosen, destination, precision, device)
-    rewrites = _rewrites(checkpoint, chosen, rewrites, options or {})
+    rewrites = _rewrites(checkpoint, chosen, precision, rewrites, options or {})
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     require_fit(chosen, draft, options or {})
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
@@ -153,11 +153,25 @@ def _require(target: Target, destination: Path, precision: str, device: str) -> 
 
 
 def _rewrites(
-    checkpoint: Checkpoint, target: Target, given: Sequence[str], options: Mapping[str, str]
+    checkpoint: Checkpoint,
+    target: Target,
+    precision: str,
+    given: Sequence[str],
+    options: Mapping[str, str],
 ) -> tuple[str, ...]:
-    """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
-    given = rewrites_for(checkpoint.spec, target, options, given)
-    rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
+    """Return the rewrites that are used.
+
+    Raises:
+        ConfigError: the target does not read graphs, or a rewrite is for float graphs only.
+    """
+    given, defaults = rewrites_for(checkpoint.spec, target, options, given), target.REWRITES
+    if precision == "int8":
+        defaults = tuple(name for name in defaults if name not in FLOAT_ONLY)
+        if unsuitable := FLOAT_ONLY.intersection(given):
+            raise ConfigError(
+                f"rewrite {min(unsuitable)} is for float graphs: omit it in precision int8"
+            )
+    rewrites = choose(folded(checkpoint.spec), given, defaults)
     if rewrites and target.NEEDS_CHECKPOINT:
         raise ConfigError(
             f"target {target.NAME} converts the checkpoint, not a graph: omit --rewrite"

@@ -64,6 +64,18 @@ class _MalformedError(ValueError):
     """The bytes are not a valid sequence of fields."""
 
 
+def is_message(path: Path) -> bool:
+    """Return whether a file is a whole protobuf message of any type, such as a Core ML model.
+
+    Nested messages are not read.
+    """
+    try:
+        with open_regular(path) as stream:
+            return len(list(_fields(stream, 0, stream.seek(0, io.SEEK_END)))) > 0
+    except (OSError, _MalformedError):
+        return False
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
     """Open a file; yield the stream and the top-level fields.

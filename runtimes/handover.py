@@ -117,6 +117,17 @@ def read_listing(folder: Path) -> Listing:
     return listing
 
 
+def added_files(folder: Path) -> list[str]:
+    """Return the names of the files in the folder that the export did not write.
+
+    Raises:
+        ArtifactError: ``files.json`` cannot be read.
+    """
+    own = {*read_listing(folder).files, LISTING, MANIFEST}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in found} - own)
+
+
 def payload_digest(files: Sequence[Path]) -> str:
     """Check the listed files, and return the SHA-256 of ``files.json``, which has their digests.
 

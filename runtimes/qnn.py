@@ -86,7 +86,20 @@ def load_engine() -> Any:
             ctypes.CDLL(package.get_qnn_htp_path())
         engine.register_execution_provider_library(PROVIDER, package.get_library_path())
         _REGISTERED.add(PROVIDER)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_exit_at_once)
     return engine
+
+
+def _exit_at_once() -> None:
+    """Skip the exit handler of the library of the HTP in a forked child.
+
+    It would wait forever for threads that exist only in the parent process. Handlers run in the
+    order opposite to their registration, and glibc passes the exit code to those of ``on_exit``.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "on_exit"):
+        library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None)
 
 
 def files(path: Path) -> tuple[Path, ...]:

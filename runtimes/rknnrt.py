@@ -120,7 +120,7 @@ def toolkit() -> tuple[Path, dict[str, str]]:
         RuntimeMissing: there is none; the message has the commands that create it.
     """
     python = interpreters.find_interpreter("rknn", "rknn", RECIPE)
-    return python, interpreters.require_packages(python, ("rknn-toolkit2",), RECIPE)
+    return python, interpreters.require_packages(python, ("rknn-toolkit2>=2.5",), RECIPE)
 
 
 def available_devices() -> list[str]:

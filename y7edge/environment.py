@@ -22,7 +22,7 @@ from typing import Any
 
 from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
-from y7edge.interpreters import empty_packages
+from y7edge.interpreters import empty_packages, version_numbers
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
@@ -234,18 +234,9 @@ def _too_old(package: str, version: str) -> str | None:
         return None
     for requirement in requirements:
         stated = re.match(rf"{re.escape(package)}\s*\(?>=\s*([0-9.]+)", requirement, re.IGNORECASE)
-        if stated and _numbers(version) < _numbers(stated[1]):
+        if stated and version_numbers(version) < version_numbers(stated[1]):
             return stated[1]
     return None
-
-
-def _numbers(version: str) -> list[int]:
-    """Return the leading numbers of a version: [2024, 4] for "2024.4rc1"."""
-    release = re.match(r"[0-9.]*", version)
-    numbers = [int(part) for part in (release[0] if release else "").split(".") if part]
-    while numbers and not numbers[-1]:
-        numbers.pop()  # 1.0 equals 1
-    return numbers
 
 
 # GStreamer loads plugins that may end the process.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,17 +97,34 @@ def find_interpreter(target: str, module: str, recipe: str) -> Path:
 
 
 def require_packages(python: Path, packages: Sequence[str], recipe: str) -> dict[str, str]:
-    """Return the versions of the packages (names on PyPI) in another interpreter.
+    """Return the versions of packages in another interpreter.
+
+    ``packages``: names on PyPI, such as "onnx", or "onnx>=1.17" for this version or a later one.
 
     Raises:
-        RuntimeMissing: a package is not installed there, or ``python`` is not an interpreter. The
-            message contains ``recipe``, the commands that create one.
+        RuntimeMissing: a package is not installed there or too old, or ``python`` is not an
+            interpreter. The message contains ``recipe``, the commands that create one.
     """
-    found = _versions(python, tuple(packages))
-    absent = [name for name in packages if name not in found]
+    least = {name: version for name, _, version in (text.partition(">=") for text in packages)}
+    found = _versions(python, tuple(least))
+    absent = [name for name in least if name not in found]
     if absent:
         raise RuntimeMissing(f"{python} does not have {', '.join(absent)}: {recipe}")
+    for name, version in least.items():
+        if version_numbers(found[name]) < version_numbers(version):
+            raise RuntimeMissing(
+                f"{python} has {name} {found[name]}, expected {version} or later: {recipe}"
+            )
     return found
+
+
+def version_numbers(version: str) -> list[int]:
+    """Return the leading numbers of a version: [2024, 4] for "2024.4rc1"."""
+    release = re.match(r"[0-9.]*", version)
+    numbers = [int(part) for part in (release[0] if release else "").split(".") if part]
+    while numbers and not numbers[-1]:
+        numbers.pop()  # 1.0 equals 1
+    return numbers
 
 
 @cache

@@ -73,6 +73,9 @@ REWRITES = {
 }
 """All rewrites, by name."""
 
+FLOAT_ONLY = frozenset({"silu-tanh"})
+"""Rewrites that int8 graphs cannot have, because ranges are placed around the sigmoid of a SiLU."""
+
 _WINDOWS = {"reorg-conv6": 6, "reorg-conv7": 7}
 _RECORD = "rewrites"
 

@@ -30,7 +30,7 @@ from y7edge.errors import ExportError
 from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest, Unprovable
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.runtimes import coreml
+from y7edge.runtimes import _modelproto, coreml
 from y7edge.runtimes.base import one_line
 
 NAME = "coreml"
@@ -50,7 +50,7 @@ INT8_HEADS = False
 CALIBRATES = False
 NEEDS_CHECKPOINT = True
 
-_PACKAGES = ("coremltools", "torch")
+_PACKAGES = ("coremltools>=9.0", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install coremltools==9.0 torch==2.13.0"
 _SECONDS = 3600
 _SPEC = "com.apple.CoreML/model.mlmodel"
@@ -119,7 +119,7 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 
 
 def _require_whole(package: Path, manifest: Manifest) -> None:
-    """Raise ExportError if the specification or a part of the weights is missing.
+    """Raise ExportError if a part of the specification or of the weights is missing.
 
     Without Core ML, no engine would notice. Small tensors are in the specification.
     """
@@ -132,6 +132,8 @@ def _require_whole(package: Path, manifest: Manifest) -> None:
                 f"coremltools wrote {found} bytes of {file.name}, expected at least {expected}: is "
                 "the disk full?"
             )
+    if not _modelproto.is_message(package / "Data" / _SPEC):
+        raise ExportError("coremltools wrote a broken model.mlmodel: is the disk full?")
 
 
 def _export(checkpoint: Checkpoint, manifest: Manifest, path: Path) -> None:

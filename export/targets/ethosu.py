@@ -71,6 +71,7 @@ OPTIONS = {
 }
 
 _PACKAGE = "ethos-u-vela"
+_NEEDED = f"{_PACKAGE}>=5.2"
 _RECIPE = "python -m venv ENV && ENV/bin/pip install ethos-u-vela==5.2.0"
 _SECONDS = 1800
 _LARGEST = 1 << 20  # bytes of a configuration file
@@ -154,7 +155,7 @@ def build(request: BuildRequest) -> Artifact:
         RuntimeMissing: an interpreter with litert-torch or Vela was not found.
     """
     setup, python = setup_of(request.options), _interpreter()
-    version = interpreters.require_packages(python, [_PACKAGE], _RECIPE)[_PACKAGE]
+    version = interpreters.require_packages(python, [_NEEDED], _RECIPE)[_PACKAGE]
     folder = request.path
     folder.mkdir()
     manifest = litert_file.convert_for_compiler(request, folder / MODEL)
@@ -207,7 +208,7 @@ def versions() -> dict[str, str]:
     Raises:
         RuntimeMissing: an interpreter with litert-torch or Vela was not found.
     """
-    vela = interpreters.require_packages(_interpreter(), [_PACKAGE], _RECIPE)
+    vela = interpreters.require_packages(_interpreter(), [_NEEDED], _RECIPE)
     return {**litert_file.versions(), **vela}
 
 

@@ -45,6 +45,11 @@ _SCRIPT = Path(__file__).with_name("_hailo_layers.py")
 _ADVISED = 1024  # calibration images
 
 
+def require_fit(_: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if the value of an option is unknown."""
+    _chosen(options)
+
+
 def build(request: BuildRequest) -> Artifact:
     """Write the folder.
 
@@ -53,9 +58,7 @@ def build(request: BuildRequest) -> Artifact:
     """
     import onnx
 
-    chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
-    nms = handover_folder.choice(request.options, "nms", ("cpu", "none"), "cpu") == "cpu"
-
+    chip, nms = _chosen(request.options)
     manifest, calibration = request.manifest, handover_folder.images_of(request)
     model = onnx.load(handover_folder.start(request))
     handover_folder.audited(request, chip)
@@ -86,6 +89,12 @@ def build(request: BuildRequest) -> Artifact:
 def versions() -> dict[str, str]:
     """Return an empty dict: the pipeline records the packages that write the graph."""
     return {}
+
+
+def _chosen(options: Mapping[str, str]) -> tuple[str, bool]:
+    """Return the chip, and whether HailoRT decodes the boxes."""
+    chip = handover_folder.choice(options, "chip", CHIPS, CHIPS[0])
+    return chip, handover_folder.choice(options, "nms", ("cpu", "none"), "cpu") == "cpu"
 
 
 def nms_config(manifest: Manifest) -> dict[str, Any]:

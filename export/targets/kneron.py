@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.export import calibration_files, handover_folder
 from y7edge.export.handover_folder import Guide, Step
 from y7edge.export.targets.base import BuildRequest
@@ -38,13 +39,18 @@ NEEDS_CHECKPOINT = False
 _SCRIPT = Path(__file__).with_name("_kneron_convert.py")
 
 
+def require_fit(_: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if the value of an option is unknown."""
+    _chip(options)
+
+
 def build(request: BuildRequest) -> Artifact:
     """Write the folder.
 
     Raises:
         ConfigError: the chip is unknown, or its toolchain refuses the model.
     """
-    chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[-1])
+    chip = _chip(request.options)
     calibration = handover_folder.images_of(request)
     handover_folder.start(request)
     handover_folder.audited(request, chip)
@@ -64,6 +70,10 @@ def build(request: BuildRequest) -> Artifact:
 def versions() -> dict[str, str]:
     """Return an empty dict: the pipeline records the packages that write the graph."""
     return {}
+
+
+def _chip(options: Mapping[str, str]) -> str:
+    return handover_folder.choice(options, "chip", CHIPS, CHIPS[-1])
 
 
 def _guide(chip: str) -> Guide:

@@ -57,7 +57,7 @@ INT8_HEADS = False
 CALIBRATES = False
 NEEDS_CHECKPOINT = True
 
-_PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch")
+_PACKAGES = ("litert-torch>=0.10", "litert-converter", "ai-edge-quantizer", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install litert-torch==0.10.0 torch==2.13.0"
 _SECONDS = 3600
 _LISTED = {"Conv": "CONV_2D", "Concat": "CONCATENATION", "Add": "ADD"}  # ONNX: LiteRT

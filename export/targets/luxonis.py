@@ -45,6 +45,11 @@ NEEDS_CHECKPOINT = False
 ARCHIVE = "model.tar.xz"
 
 
+def require_fit(_: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if the value of an option is unknown."""
+    _chip(options)
+
+
 def build(request: BuildRequest) -> Artifact:
     """Write the archive beside the proved model.
 
@@ -52,7 +57,7 @@ def build(request: BuildRequest) -> Artifact:
     """
     import onnx
 
-    chip = handover_folder.choice(request.options, "chip", CHIPS, CHIPS[0])
+    chip = _chip(request.options)
     model = onnx.load(handover_folder.start(request))
     handover_folder.audited(request, chip)
     names = {
@@ -71,6 +76,10 @@ def build(request: BuildRequest) -> Artifact:
 def versions() -> dict[str, str]:
     """Return an empty dict: the pipeline records the packages that write the graph."""
     return {}
+
+
+def _chip(options: Mapping[str, str]) -> str:
+    return handover_folder.choice(options, "chip", CHIPS, CHIPS[0])
 
 
 def archive_config(manifest: Manifest, names: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 
 import y7edge
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError
 from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest
@@ -45,7 +46,7 @@ OPTIONS = {
     "htp-arch": "Version of the HTP: v68, v69, v73 (default), v75, v79 or v81.",
     "soc-model": "Number of the chip in Qualcomm's list, such as 43 for SM8550; default: any.",
 }
-REWRITES: tuple[str, ...] = ()
+REWRITES: tuple[str, ...] = ("silu-tanh",)  # the HTP's sigmoid is less accurate in fp16
 INT8_HEADS = False
 CALIBRATES = False
 NEEDS_CHECKPOINT = False
@@ -59,6 +60,16 @@ _PROGRAM = (
 )
 
 
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if an option is invalid, or the input does not suit the precision."""
+    _settings(options)
+    if manifest.precision == "int8" and manifest.input.dtype == "uint8":
+        raise ConfigError(
+            "target qnn takes no uint8 input in int8, because its scale would be computed in "
+            "float32: use --input float32, or precision fp16"
+        )
+
+
 def build(request: BuildRequest) -> Artifact:
     """Compile the graph.
 
@@ -67,11 +78,7 @@ def build(request: BuildRequest) -> Artifact:
         ExportError: the HTP does not have an operator, or the compiler failed.
     """
     manifest, (main, binary) = request.manifest, runtime.files(request.path)
-    if manifest.precision == "int8" and manifest.input.dtype == "uint8":
-        raise ConfigError(
-            "target qnn takes no uint8 input in int8, because its scale would be computed in "
-            "float32: use --input float32, or precision fp16"
-        )
+    require_fit(manifest, request.options)
     runtime.require_name(binary)
     settings = _settings(request.options)
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:

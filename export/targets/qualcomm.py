@@ -65,6 +65,17 @@ _DEQUANTIZED = "/dequantized"
 _IR_VERSION = 8  # of opset 17
 
 
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if an option has an unknown value, or does not suit the precision."""
+    _soc(options)
+    activations = handover_folder.choice(options, "activations", ("16", "8"), "16")
+    if manifest.precision == "int8" and "activations" in options:
+        raise ConfigError(
+            f"option activations={activations} is for precision fp32: in int8 choose a profile "
+            f"(--profile {' or '.join(PROFILES)})"
+        )
+
+
 def build(request: BuildRequest) -> Artifact:
     """Write the folder.
 
@@ -74,8 +85,8 @@ def build(request: BuildRequest) -> Artifact:
     import onnx
 
     manifest = request.manifest
-    soc = handover_folder.choice(request.options, "soc", SOCS, "qcs6490")
-    bits = _bits(request)
+    require_fit(manifest, request.options)
+    soc, bits = _soc(request.options), _bits(request)
     calibration = handover_folder.images_of(request)
     names = [manifest.input.name, *(output.name for output in manifest.outputs)]
     for name in names:
@@ -107,16 +118,15 @@ def versions() -> dict[str, str]:
     return {}
 
 
+def _soc(options: Mapping[str, str]) -> str:
+    return handover_folder.choice(options, "soc", SOCS, "qcs6490")
+
+
 def _bits(request: BuildRequest) -> int:
     """Return the number of bits of activations."""
     quantization = request.manifest.quantization
     if quantization is None:
-        return int(handover_folder.choice(request.options, "activations", ("16", "8"), "16"))
-    if "activations" in request.options:
-        raise ConfigError(
-            "option activations is for precision fp32: in int8 choose a profile (--profile "
-            f"{' or '.join(PROFILES)})"
-        )
+        return int(request.options.get("activations", "16"))
     return _PROFILE_BITS[quantization.profile]
 
 

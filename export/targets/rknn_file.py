@@ -47,11 +47,16 @@ CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 _OPSET = 19  # the newest one that rknn-toolkit2 2.5.0 reads
-_PACKAGES = ("rknn-toolkit2", "onnx")
+_PACKAGES = ("rknn-toolkit2>=2.5", "onnx")
 _INTEGERS_ONLY = ("rv1103", "rv1103b", "rv1106", "rv1106b")
 _FLOAT_ONLY = ("rk2118",)  # its compiler crashes on int8 inputs
 _MAGIC = b"RKNN"
 _TAIL = 1 << 16
+
+
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if the platform is unknown, or does not compute in this precision."""
+    _check(manifest, _platform(options))
 
 
 def build(request: BuildRequest) -> Artifact:

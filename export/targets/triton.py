@@ -47,6 +47,7 @@ NEEDS_CHECKPOINT = False
 
 REPOSITORY = "models"
 
+_DEFAULT = "yolov7"
 _SCRIPT = Path(__file__).with_name("_triton_client.py")
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -54,14 +55,9 @@ _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 _DYNAMIC = ("max-batch", "queue-delay")
 
 
-def build(request: BuildRequest) -> Artifact:
-    """Write the repository.
-
-    Raises:
-        ConfigError: an option has an invalid value, or needs a dynamic batch size.
-    """
-    options, manifest = request.options, request.manifest
-    name = options.get("name", "yolov7")
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if an option has an invalid value, or needs a dynamic batch size."""
+    name = options.get("name", _DEFAULT)
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"option name is {name[:64]!r}, expected at most 64 letters, digits and ._- that begin "
@@ -71,7 +67,18 @@ def build(request: BuildRequest) -> Artifact:
         for option in _DYNAMIC:
             if option in options:
                 raise ConfigError(f"option {option} needs a dynamic batch size: pass --dynamic")
-    config = "\n".join(_config(name, manifest, options)) + "\n"
+    _config(name, manifest, options)
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Write the repository.
+
+    Raises:
+        ConfigError: an option has an invalid value, or needs a dynamic batch size.
+    """
+    require_fit(request.manifest, request.options)
+    name = request.options.get("name", _DEFAULT)
+    config = "\n".join(_config(name, request.manifest, request.options)) + "\n"
     model = f"{REPOSITORY}/{name}/1/{handover_folder.MODEL}"
     handover_folder.start(request, model)
     handover_folder.write(request.path / REPOSITORY / name / "config.pbtxt", config)

@@ -26,6 +26,7 @@ from itertools import groupby
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError, ExportError, RuntimeMissing, Y7EdgeError, needing
 from y7edge.export.targets import _trt_cache, _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
@@ -60,6 +61,11 @@ _LOADABLES = 16  # networks that a DLA core can hold ("DLA Supported Layers and 
 _MEMORY = re.compile(r"out of ?memory|insufficient memory|NvMapMem|cudaMalloc|bad_alloc", re.I)
 
 
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if an option is invalid."""
+    Settings.of(manifest, options)
+
+
 def build(request: BuildRequest) -> Artifact:
     """Build an engine, or take an equal one from the cache.
 
@@ -71,7 +77,7 @@ def build(request: BuildRequest) -> Artifact:
             in another precision than the graph.
         RuntimeMissing: TensorRT or pycuda cannot be imported.
     """
-    settings = Settings.of(request)
+    settings = Settings.of(request.manifest, request.options, request.device)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
     require_graph(request)

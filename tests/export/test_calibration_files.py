@@ -134,6 +134,14 @@ def test_fewer_images_are_the_first_and_have_their_own_digest(images, tmp_path):
             write(calibration, IMAGE, tmp_path / "none", "images", count=count)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_no_file_is_written_through_a_memory_map(form, images, tmp_path, monkeypatch):
+    """On a full disk, writing to one ends the process with SIGBUS."""
+    monkeypatch.setattr(np, "memmap", None)
+    monkeypatch.setattr(np.lib.format, "open_memmap", None)
+    write(images[1], IMAGE, tmp_path / "out", form)
+
+
 def test_nothing_is_left_of_a_failure_and_nothing_is_replaced(images, tmp_path):
     folder, calibration = images
     damaged = tmp_path / "damaged.png"

@@ -37,6 +37,8 @@ OTHERS = [
     and not targets.get(name).NEEDS_CHECKPOINT
     and not targets.get(name).CALIBRATES
     and not isinstance(targets.get(name).RUNTIME, Unprovable)
+    and "fp32" in targets.get(name).PRECISIONS  # precision and outputs of the ONNX artifact
+    and "heads" in targets.get(name).OUTPUTS
 ]
 
 

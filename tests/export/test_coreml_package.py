@@ -185,6 +185,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
             "cp -r $PACKAGE $4; truncate -s 30000 $4/$WEIGHTS",
             r"30000 bytes of weight\.bin, expected",
         ),
+        ("cp -r $PACKAGE $4; truncate -s 3000 $4/$SPEC", r"a broken model\.mlmodel"),
         ("cp -r $PACKAGE $4", None),
     ],
 )

@@ -85,6 +85,13 @@ def test_emulators_are_told_from_devices(monkeypatch):
     assert not is_simulated(mnnrt)
 
 
+def test_results_of_an_emulator_are_not_those_of_a_device(narrow_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(everything, "is_simulated", lambda runtime: True)
+    first, *_ = export_all(order(narrow_tiny, tmp_path, only=["onnx"]))
+    assert (first.state, first.ms, first.map50_95) == ("emulated", None, None)
+    assert first.where.startswith("float32 (")
+
+
 def test_foreign_files_are_found_before_the_work(narrow_tiny, tmp_path):
     (tmp_path / "m-onnx-int8.onnx").write_bytes(b"mine")
     with pytest.raises(ConfigError, match="does not belong to the artifact"):

@@ -73,7 +73,7 @@ def program(monkeypatch, tmp_path):
 
     def install(convert):
         path = tmp_path / "python with blanks"
-        versions = '{"litert-torch": "1", "litert-converter": "1", "ai-edge-quantizer": "1",'
+        versions = '{"litert-torch": "1.0", "litert-converter": "1", "ai-edge-quantizer": "1",'
         path.write_text(
             f'#!/bin/sh\nif [ "$2" = "-c" ]; then echo \'{versions} "torch": "1"}}\'; exit; fi\n'
             f"{convert}\n"

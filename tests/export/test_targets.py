@@ -27,7 +27,7 @@ from y7edge.export.graph import build as graph
 from y7edge.export.graph.quantize import PROFILES
 from y7edge.export.graph.rewrites import REWRITES, choose
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Unprovable
+from y7edge.export.targets.base import BuildRequest, Unprovable, require_fit
 from y7edge.models import weights
 from y7edge.runtimes import registry
 
@@ -100,6 +100,18 @@ def test_members(name):
         runtime = registry.get(target.RUNTIME)
         assert target.SUFFIX.endswith(runtime.FORMATS)
         assert name in runtime.TARGETS or f".{name}.handover" == target.SUFFIX
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(n, option) for n in targets.names() for option in targets.get(n).OPTIONS]
+)
+def test_a_wrong_value_of_an_option_is_refused_before_calibration(name, option, artifact_path):
+    draft = registry.load(artifact_path).manifest
+    if option in ("profile", "max-batch", "queue-delay"):  # for dynamic batches
+        outputs = tuple(replace(o, shape=("dynamic", *o.shape[1:])) for o in draft.outputs)
+        draft = replace(draft, input=replace(draft.input, batch="dynamic"), outputs=outputs)
+    with pytest.raises(ConfigError, match="no such value"):
+        require_fit(targets.get(name), draft, {option: "no such value"})
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def install(monkeypatch) -> Engine:
     monkeypatch.setattr(qnn, "_REGISTERED", set())
     monkeypatch.setattr(qnn.ctypes, "CDLL", engine.loaded.append)
     monkeypatch.setattr(qnn, "silent_stdout", nullcontext)
+    monkeypatch.setattr(qnn.os, "register_at_fork", lambda **_: None, raising=False)
     renamed = SimpleNamespace(load_engine=lambda: engine, tensors=onnxrt.tensors)
     monkeypatch.setattr(qnn, "onnxrt", renamed)
     for module in (base, registry):

@@ -14,6 +14,8 @@ from y7edge.cli import main
 from y7edge.detect.selftest import selftest
 from y7edge.errors import ArtifactError, ArtifactMissing, ConfigError, DigestError
 from y7edge.export import export, verify
+from y7edge.export.delivery import require_destination
+from y7edge.export.targets import registry as targets
 from y7edge.files import sha256_file
 from y7edge.runtimes import handover, registry
 from y7edge.runtimes.base import SessionOptions
@@ -87,6 +89,25 @@ def test_a_missing_or_special_file_is_named(folder, name):
 def test_files_of_the_vendors_tools_may_be_added(folder):
     (folder / "converted.bin").write_bytes(b"made by the vendor's converter")
     assert selftest(folder).status == "passed"
+
+
+def test_an_export_does_not_delete_what_others_wrote(folder):
+    target, before = targets.get("triton"), sorted(folder.rglob("*"))
+    require_destination(folder, "triton", target)  # its own files may be replaced
+    made = folder / "out" / "robot.hef"
+    made.parent.mkdir()
+    made.write_bytes(b"compiled for hours")
+    with pytest.raises(
+        ConfigError, match=r"also contains out/robot\.hef, which the export did not"
+    ):
+        require_destination(folder, "triton", target)
+    (folder / "notes").symlink_to("missing")
+    with pytest.raises(ConfigError, match="contains notes and 1 more"):
+        require_destination(folder, "triton", target)
+    (folder / "files.json").write_text("{}")
+    with pytest.raises(ConfigError, match="remove the folder, or choose another name"):
+        require_destination(folder, "triton", target)
+    assert set(before) < set(folder.rglob("*"))
 
 
 @pytest.mark.parametrize(
