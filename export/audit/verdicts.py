@@ -14,7 +14,7 @@ from y7edge.export.audit.facts import WORDS, Node, Structure, Values, read_struc
 
 Outcome = Literal["fits", "cpu", "unknown", "refused"]
 """What happens to a model: everything runs on the accelerator, the CPU runs a part, nobody knows,
-or the vendor's converter refuses the model."""
+or the vendor's converter or the target refuses the model."""
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 

@@ -70,8 +70,8 @@ def audit(
     the model fits, and checks them. For an artifact or an ONNX file, only the graph is read.
 
     With --target, prints one line for each kind of operator, and the export command to run next;
-    the exit code is 4 if the vendor's converter refuses the graph. Without --target, prints one
-    line for each chip. "unknown" means that the vendor's document does not say.
+    the exit code is 4 if the vendor's converter, or the target, refuses the graph. Without
+    --target, prints one line for each chip. "unknown": the vendor's document does not say.
     """
     from y7edge.export.audit.chips import FOLDER, load, load_all
     from y7edge.export.audit.report import lines
