@@ -52,7 +52,7 @@ python examples/research/chip_table.py --out docs/chips.md
 | train | fits with another activation: `y7edge train --act ...` |
 | CPU | the CPU runs a part of the model |
 | unknown | the documents that were read do not say whether an operator runs |
-| refused | the vendor's converter refuses the model |
+| refused | the vendor's converter, or the target of y7edge, refuses the model |
 
 Every rewrite, option and activation named below was checked: the changed graph was written and
 audited. Rewrites do not change what a model computes, and the export proves this like everything

@@ -39,8 +39,8 @@ FOLDER = Path(__file__).parents[1] / "chips"
 
 SUFFIX = ".yaml"
 Verdict = Literal["runs", "cpu", "refused", "unknown"]
-"""What happens to a node: it runs on the accelerator, the CPU runs it, the vendor's converter
-refuses the model, or the documents of the chip do not say."""
+"""What happens to a node: it runs on the accelerator, the CPU runs it, the vendor's converter or
+the target refuses the model, or the documents of the chip do not say."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _OPERATOR = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -135,16 +135,16 @@ class Memory:
     """The memory for the parameters of a network.
 
     Attributes:
-        parameters: Bytes for parameters on the chip.
+        parameters: Bytes for parameters on the chip. What is beyond is read from another memory for
+            every image.
+        most: Bytes of parameters beyond which a network is refused; None if it never is.
         bytes_per_parameter: 1 in int8, 2 in fp16.
-        beyond: "refused" if a larger network cannot be used; "streamed" if its parameters are read
-            from another memory for every image.
         source: The document, if it is not that of the table.
     """
 
     parameters: int
+    most: int | None = None
     bytes_per_parameter: float = 1
-    beyond: Literal["refused", "streamed"] = "streamed"
     source: str = ""
 
 
@@ -160,6 +160,7 @@ class Chip:
             outside of limits are refused, unless their rule says otherwise.
         target: The export target that hands over to the vendor's converter; None if there is none.
         options: Options of the target that select the chip.
+        device: Value of ``--device`` for the export; empty for the default.
         built_in: Rewrites that every file for this chip has, without being asked for.
         others_why: What the documents say of operators that are not listed.
         qdq: Whether the converter reads QDQ graphs; None if it is not known.
@@ -180,6 +181,7 @@ class Chip:
     operations: Mapping[str, tuple[Rule, ...]]
     target: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
     built_in: tuple[str, ...] = ()
     others_why: str = ""
     qdq: bool | None = None
@@ -204,8 +206,12 @@ class Chip:
                 raise ConfigError("input: expected limits on side and batch only")
         if self.opsets is not None and not 1 <= self.opsets[0] <= self.opsets[1]:
             raise ConfigError(f"opsets are {self.opsets}, expected the oldest and the newest")
-        if self.memory is not None and self.memory.parameters < 1:
-            raise ConfigError(f"memory.parameters is {self.memory.parameters}, expected bytes")
+        if self.memory is not None:
+            size, most = self.memory.parameters, self.memory.most
+            if size < 1:
+                raise ConfigError(f"memory.parameters is {size}, expected bytes")
+            if most is not None and most < size:
+                raise ConfigError(f"memory.most is {most}, expected at least parameters, {size}")
         for name in self.built_in:
             if name not in REWRITES:
                 raise ConfigError(f"built_in: no rewrite {name[:64]!r}{nearest(name, REWRITES)}")

@@ -59,8 +59,12 @@ class Subject:
             self._known[key] = read_structure(model)
         return self._known[key]
 
-    def applicable(self) -> list[str]:
-        """Return the rewrites that change a part of the model."""
+    def applicable(self, chip: Chip) -> list[str]:
+        """Return the rewrites that change a part of the model, in an export for a chip."""
+        from y7edge.export.targets import registry  # which imports targets that audit
+
+        if chip.target in registry.names() and registry.get(chip.target).NEEDS_CHECKPOINT:
+            return []  # the target does not read graphs
         spec = folded(self.spec)
         return [name for name, rewrite in REWRITES.items() if rewrite.applies(spec)]
 
@@ -155,7 +159,7 @@ def _rewrites(subject: Subject, chip: Chip, given: Sequence[str]) -> tuple[str, 
     """
     kept = tuple(given)
     best = _badness(audit_structure(subject.structure(kept), chip))
-    for name in subject.applicable():
+    for name in subject.applicable(chip):
         same = {other for other in kept if REWRITES[other].subject == REWRITES[name].subject}
         if same & set(given):
             continue
@@ -188,16 +192,20 @@ def _advice(subject: Subject, chip: Chip, best: Audit, given: Sequence[str]) -> 
     """Yield changes after which more nodes run than with rewrites alone.
 
     These are the smallest change that makes the model fit; if it needs another activation, the
-    smallest change for each activation; or, if nothing makes it fit, the best change.
+    smallest change for each activation; or, if nothing makes it fit, the best change. A change
+    after which the model is still refused, or an activation of which nobody knows whether it runs,
+    is none.
     """
     if best.fits:
         return
-    found = []
+    found, known = [], _problems(best)
     for changed in _changed(subject, chip):
-        asked = [name for name in given if name in changed.applicable()]
+        asked = [name for name in given if name in changed.applicable(chip)]
         fixed = choose(folded(changed.spec), asked, chip.built_in)
         names = _rewrites(changed, chip, fixed)
         audit = audit_structure(changed.structure(names), chip)
+        if audit.outcome == "refused" or not _problems(audit) <= known:
+            continue
         if (badness := _badness(audit)) < _badness(best):
             names = tuple(name for name in names if name not in chip.built_in)
             found.append((not audit.fits, badness, _change(subject, changed, names, audit)))
@@ -208,6 +216,10 @@ def _advice(subject: Subject, chip: Chip, best: Audit, given: Sequence[str]) -> 
         yield from {change.training: change for change in reversed(fitting)}.values()
     elif found:
         yield min(found, key=lambda entry: entry[1])[2]
+
+
+def _problems(audit: Audit) -> set[str]:
+    return {row.op or row.node for row in audit.rows if row.verdict != "runs"}
 
 
 def _changed(subject: Subject, chip: Chip) -> Iterator[Subject]:

@@ -14,7 +14,7 @@ from y7edge.export.audit.facts import WORDS, Node, Structure, Values, read_struc
 
 Outcome = Literal["fits", "cpu", "unknown", "refused"]
 """What happens to a model: everything runs on the accelerator, the CPU runs a part, nobody knows,
-or the vendor's converter refuses the model."""
+or the vendor's converter or the target refuses the model."""
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
@@ -252,20 +252,20 @@ def _whole(structure: Structure, chip: Chip) -> Iterator[Row]:
         why = f"opset {structure.opset}, expected {chip.opsets[0]} to {chip.opsets[1]}"
         yield Row("opset", "", "refused", why)
     memory = chip.memory
-    if memory is not None and memory.beyond == "refused":
+    if memory is not None and memory.most is not None:
         needed = structure.parameters * memory.bytes_per_parameter
-        if needed > memory.parameters:
-            why = f"parameters of {_mb(needed)}, expected at most {_mb(memory.parameters)}"
+        if needed > memory.most:
+            why = f"parameters of {_mb(needed)}, expected at most {_mb(memory.most)}"
             yield Row("memory", "", "refused", why)
 
 
 def _memory(structure: Structure, chip: Chip) -> Iterator[str]:
     """Yield a remark if the parameters do not fit on the chip."""
     memory = chip.memory
-    if memory is None or memory.beyond != "streamed":
+    if memory is None:
         return
     needed = structure.parameters * memory.bytes_per_parameter
-    if needed > memory.parameters:
+    if memory.parameters < needed <= (memory.most or needed):
         rest = needed - memory.parameters
         yield (
             f"parameters: {_mb(needed)}, of which {_mb(memory.parameters)} fit on the chip; "

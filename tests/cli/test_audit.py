@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
 from y7edge.cli import main
+from y7edge.errors import ConfigError
+from y7edge.export import pipeline
 from y7edge.export.audit import chips
+from y7edge.export.fallback import Options
+from y7edge.export.proof import accuracy
+from y7edge.export.targets import registry
+from y7edge.models import weights
 
 TABLE = """\
 title: My chip
@@ -49,6 +56,44 @@ def test_one_chip(run) -> None:
     assert out.splitlines()[-1] == (
         "export: y7edge export yolov7-tiny --target edgetpu --imgsz 320 --data DATA"
     )
+
+
+# One chip for each target and set of precisions: their commands have the same form.
+_FORMS = {(chip.target, chip.precisions): chip.name for chip in chips.load_all() if chip.target}
+
+
+@pytest.mark.parametrize("name", _FORMS.values())
+def test_the_printed_command_is_accepted(name, run, tmp_path, narrow_tiny, monkeypatch, capsys):
+    """It passes all checks of the export that come before the graph is written."""
+    path = tmp_path / "narrow net.safetensors"
+    weights.save(narrow_tiny, path)
+    out, _ = run(path, "--target", name)
+    *words, last = shlex.split(out.splitlines()[-1])[2:]
+    assert words[:2] == ["export", str(path)]
+
+    def reached(*_):
+        raise ConfigError("all checks passed")
+
+    monkeypatch.setattr(pipeline, "require", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_versions", lambda *_: {})
+    unread = object.__new__(accuracy.Baseline)
+    monkeypatch.setattr(accuracy, "Baseline", lambda *_, **__: unread)
+    monkeypatch.setattr(pipeline, "gate_of", lambda *_: None)
+    monkeypatch.setattr(Options, "choose", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_make", reached)
+    suffix = registry.get(chips.load(name).target).SUFFIX
+    assert main([*words, last, "--out", str(tmp_path / f"made{suffix}")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: all checks passed"
+
+
+def test_commands_of_targets_that_read_no_graph(run) -> None:
+    out, _ = run("yolov7-w6", "--target", "apple-ane")
+    assert out.splitlines()[-1].startswith("export: y7edge export yolov7-w6 --target coreml")
+    assert "--rewrite" not in out
+    out, _ = run("yolov7-w6", "--target", "apple-ane", "--rewrite", "reorg-conv6")
+    assert out.splitlines()[-1] == "export: target coreml reads no graph, so it takes no --rewrite"
+    _, err = run("yolov7-w6", "--target", "edgetpu", exits=4)
+    assert err.endswith("memory: parameters of 70.4 MB, expected at most 8.39 MB\n")
 
 
 def test_a_refused_model_exits_with_4(run) -> None:
@@ -111,8 +156,6 @@ def test_artifacts(run, artifact_path) -> None:
 
 
 def test_checkpoints(run, tmp_path, narrow_tiny) -> None:
-    from y7edge.models import weights
-
     path = tmp_path / "narrow.safetensors"
     weights.save(narrow_tiny, path)
     out, _ = run(path, "--target", "artpec-9", "--imgsz", 64, "--json")

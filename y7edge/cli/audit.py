@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -69,8 +70,8 @@ def audit(
     the model fits, and checks them. For an artifact or an ONNX file, only the graph is read.
 
     With --target, prints one line for each kind of operator, and the export command to run next;
-    the exit code is 4 if the vendor's converter refuses the graph. Without --target, prints one
-    line for each chip. "unknown" means that the vendor's document does not say.
+    the exit code is 4 if the vendor's converter, or the target, refuses the graph. Without
+    --target, prints one line for each chip. "unknown": the vendor's document does not say.
     """
     from y7edge.export.audit.chips import FOLDER, load, load_all
     from y7edge.export.audit.report import lines
@@ -170,19 +171,33 @@ def _command(model: str, audit: Audit, imgsz: ImageSize | None, outputs: str | N
     if chip.target not in targets.names() or audit.best.outcome == "refused":
         return []
     target = targets.get(chip.target)
-    words = ["y7edge export", model, f"--target {chip.target}"]
+    asked = [name for name in audit.applied if name not in chip.built_in]
+    if asked and target.NEEDS_CHECKPOINT:
+        return [f"export: target {chip.target} reads no graph, so it takes no --rewrite"]
+    words = ["y7edge export", quote(model), f"--target {chip.target}"]
     words += [f"--option {name}={value}" for name, value in chip.options.items()]
-    words += [f"--imgsz {imgsz.height}x{imgsz.width}"] if imgsz else []
-    words += [f"--outputs {outputs}"] if outputs else []
-    words += [f"--rewrite {name}" for name in audit.applied if name not in chip.built_in]
-    easy = [change.options for change in audit.advice if not change.training]
-    words += easy[:1] or [f"--rewrite {name}" for name in audit.rewrites]
-    words += ["--data DATA"] if next(iter(target.PRECISIONS)) == "int8" else []
+    words += [f"--device {chip.device}"] if chip.device else []
+    easy = next((change.options for change in audit.advice if not change.training), "")
+    if imgsz and "--imgsz" not in easy:
+        words.append(f"--imgsz {imgsz.height}x{imgsz.width}")
+    if outputs and "--outputs" not in easy:
+        words.append(f"--outputs {outputs}")
+    rewrites = [f"--rewrite {name}" for name in (*asked, *audit.rewrites)]
+    words += [easy] if easy else rewrites
+    usual = next(iter(target.PRECISIONS))
+    precision = next((name for name in target.PRECISIONS if name in chip.precisions), usual)
+    words += [f"--precision {precision}"] if precision != usual else []
+    if precision == "int8":
+        integers = not target.INT8_HEADS and not {"fp16", "bf16", "fp32"} & {*chip.precisions}
+        words += ["--quantize-heads --data DATA"] if integers else ["--data DATA"]
     words += ["--calib DATA"] if target.CALIBRATES else []
+    words += [] if isinstance(target.RUNTIME, str) else ["--unverified REASON"]
     return [f"export: {' '.join(words)}"]
 
 
 def _way_out(audit: Audit) -> str:
-    from y7edge.export.audit.report import helps, problems
+    """Return what helps a refused model, or why the graph is refused."""
+    from y7edge.export.audit.report import helps
 
-    return helps(audit) or problems(audit)
+    row = next(row for row in audit.rows if row.verdict == "refused")
+    return helps(audit) or f"{row.op or row.node}: {row.why}"

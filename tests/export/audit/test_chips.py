@@ -111,6 +111,7 @@ BAD = {
     "name": (GOOD + "name: other\n", "remove the entry name"),
     "opsets": (GOOD + "opsets: [18, 8]\n", "opsets are (18, 8)"),
     "memory": (GOOD + "memory: {parameters: 0}\n", "memory.parameters is 0"),
+    "memory's limit": (GOOD + "memory: {parameters: 9, most: 8}\n", "memory.most is 8"),
     "options": (GOOD + "options: {chip: x1}\n", "options, but no target"),
     "built in": (GOOD + "built_in: [leaky]\n", "no rewrite 'leaky', did you mean 'leaky-max'?"),
     "input": (GOOD + "input: [{limits: {kernel: {max: 3}}}]\n", "side and batch only"),

@@ -47,7 +47,6 @@ def cured(name, chip, *rewrites, **options):
         ("yolov7-w6", "rk3588", ()),
         ("yolov7-w6", "hailo8", ()),
         ("yolov7-tiny", "edgetpu", ()),
-        ("yolov7-w6", "edgetpu", ("reorg-conv6",)),
         ("yolov7-tiny", "ethos-u55", ()),
         ("yolov7", "ethos-u55", ()),
         ("yolov7-tiny", "am68a", ("pool3x3",)),
@@ -120,6 +119,10 @@ def test_another_activation() -> None:
     leaky = next(change for change in found.advice if change.training == "--act leaky")
     assert (leaky.outcome, leaky.options) == ("fits", "")
     assert str(leaky) == "train with --act leaky"
+    # Whether the ARTPEC-9 runs Relu is as unknown as Mul and Sigmoid.
+    assert cured("yolov7", "artpec-9").advice == ()
+    # A model that is refused for its size is refused with every activation and input size.
+    assert cured("yolov7-w6", "edgetpu", size=640).advice == ()
     w6 = cured("yolov7-w6", "kl520")
     assert any("--rewrite reorg-conv6" in change.options for change in w6.advice)
 
@@ -159,7 +162,10 @@ def test_auto_in_an_export() -> None:
     assert rewrites_for(spec, kneron, {"chip": "kl520"}, [AUTO, "pool3x3"]) == ("pool3x3",)
     # All chips of a target that need the same do not have to be named.
     w6 = registry.get("yolov7-w6")
-    assert rewrites_for(w6, target("coreml"), {}, [AUTO]) == ("reorg-conv6",)
+    assert rewrites_for(w6, target("tensorrt"), {}, [AUTO]) == ("reorg-conv6",)
+    # Targets that convert the checkpoint take none.
+    assert rewrites_for(w6, target("coreml"), {}, [AUTO]) == ()
+    assert rewrites_for(w6, target("edgetpu"), {}, [AUTO]) == ()
     # The files of the target have leaky-max without being asked.
     assert rewrites_for(spec, target("ethosu"), {}, [AUTO]) == ()
     with pytest.raises(ConfigError, match=r"several, .* rewrites \(kl520.*--option chip="):

@@ -148,8 +148,13 @@ def test_memory_for_parameters() -> None:
     refused = found("yolov7-tiny", "k210")
     assert refused.outcome == "refused"
     assert "refused: memory" in problems(refused)
-    streamed = found("yolov7", "edgetpu")
-    assert streamed.remarks[0].startswith("parameters: 36.9 MB, of which 6 MB fit on the chip")
+    streamed = found("yolov7-tiny", "edgetpu", "leaky-max")
+    assert streamed.fits
+    assert streamed.remarks[0].startswith("parameters: 6.22 MB, of which 6 MB fit on the chip")
+    # Target edgetpu refuses them too.
+    large = found("yolov7", "edgetpu")
+    assert "refused: memory" in problems(large)
+    assert not any(remark.startswith("parameters") for remark in large.remarks)
 
 
 def chip(**rules) -> Chip:
@@ -190,9 +195,9 @@ def test_the_share_of_multiplications() -> None:
 def test_memory_that_is_too_small_for_some_chips() -> None:
     structure = subject("yolov7-tiny").structure()
     whole = {op: Rule() for op in ("Conv", "LeakyRelu", "Concat", "MaxPool", "Resize")}
-    small = replace(chip(**whole), memory=Memory(10_000_000, 2, "refused"))
+    small = replace(chip(**whole), memory=Memory(10_000_000, 10_000_000, 2))
     assert audit_structure(structure, small).outcome == "refused"
-    assert audit_structure(structure, replace(small, memory=Memory(10_000_000, 1, "refused"))).fits
+    assert audit_structure(structure, replace(small, memory=Memory(10_000_000, 10_000_000, 1))).fits
 
 
 @pytest.mark.parametrize("name", chips.names())
