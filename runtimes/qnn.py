@@ -18,6 +18,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -186,7 +187,7 @@ class _QnnSession(Session):
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         claim_engine("QNN")  # all sessions share the threads of the backend
         device, manifest = _device(options.device), artifact.manifest
-        _require_version(artifact)
+        _require_versions(artifact)
         self._engine: Any = _opened(artifact, _settings(options.provider_options))
         super().__init__(
             str(artifact.path),
@@ -248,11 +249,24 @@ def _settings(given: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in given.items()}
 
 
-def _require_version(artifact: Artifact) -> None:
-    """Raise DeviceError if another version of the SDK compiled the artifact."""
-    built, here = artifact.manifest.engine.get("qairt"), versions()
+def _require_versions(artifact: Artifact) -> None:
+    """Check for which HTP and by which SDK the artifact was compiled.
+
+    Raises:
+        ArtifactError: the manifest has no version of the HTP.
+        DeviceError: another version of the SDK compiled it.
+    """
+    manifest, here = artifact.manifest, versions()
+    arch, built = (str(manifest.engine.get(name))[:40] for name in ("htp_arch", "qairt"))
+    if not re.fullmatch(r"v[0-9]{2,3}", arch):
+        raise ArtifactError(
+            f"{artifact.path} was compiled for HTP {arch!r}, expected a version such as v73: "
+            "export it again"
+        )
     if built != here.get("qairt"):
-        package = artifact.manifest.tools.get("onnxruntime-qnn")
+        package = str(manifest.tools.get("onnxruntime-qnn"))
+        if not re.fullmatch(r"[0-9a-z.]{1,20}", package):  # it is part of a command
+            package = "VERSION"
         raise DeviceError(
             f"{artifact.path} was compiled by QAIRT {built} (onnxruntime-qnn {package}), but the "
             f"installed onnxruntime-qnn {here.get('onnxruntime-qnn')} contains QAIRT "

@@ -176,7 +176,9 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
 
     Raises:
         RuntimeMissing: neither rknn-toolkit-lite2 nor an interpreter with rknn-toolkit2 was found.
+        ArtifactError: the manifest has another input or another platform than RKNN files have.
     """
+    _require_pixels(artifact)
     kind, core = parse_device(options.device, DEVICES)
     mask = _mask(options.provider_options, core)
     if kind == "auto":
@@ -186,6 +188,19 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
     if options.provider_options:
         raise ConfigError("the simulator has no option 'core_mask', which is for boards: omit it")
     return _SimulatorSession(artifact, options)
+
+
+def _require_pixels(artifact: Artifact) -> None:
+    """Raise ArtifactError unless the manifest's input is what the engines take: uint8 in NHWC.
+
+    The engines get bytes without shape and dtype, and would take others for pixels.
+    """
+    image = artifact.manifest.input
+    if (image.dtype, image.layout) != ("uint8", "NHWC") or image.batch == "dynamic":
+        raise ArtifactError(
+            f"the manifest of {artifact.path} has the input {image.dtype} {image.shape}, expected "
+            f"uint8 {(image.images, image.height, image.width, 3)}: export it again"
+        )
 
 
 def _mask(given: Mapping[str, Any], core: int | None) -> str:

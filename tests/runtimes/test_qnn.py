@@ -316,6 +316,21 @@ def test_another_version_of_the_sdk_is_refused(engine, made, monkeypatch, versio
     assert not engine.opened
 
 
+@pytest.mark.parametrize("arch", [None, 73, "v" * 5000, "v73; v75"])
+def test_a_manifest_without_a_version_of_the_htp(engine, made, arch):
+    changed = replace(made.manifest, engine={**made.manifest.engine, "htp_arch": arch})
+    with pytest.raises(ArtifactError, match=r"was compiled for HTP .{1,50} expected a version"):
+        registry.open_session(replace(made, manifest=changed), SessionOptions(check_payload=False))
+
+
+def test_a_version_in_the_manifest_cannot_extend_the_proposed_command(engine, made):
+    manifest = made.manifest
+    tools = {**manifest.tools, "onnxruntime-qnn": "2.7.0 other-package"}
+    changed = replace(manifest, tools=tools, engine={**manifest.engine, "qairt": "1"})
+    with pytest.raises(DeviceError, match="pip install onnxruntime-qnn==VERSION, or"):
+        registry.open_session(replace(made, manifest=changed), SessionOptions(check_payload=False))
+
+
 def test_options_of_the_user(engine, made):
     given = {"htp_performance_mode": "burst", "qnn_context_priority": "high"}
     registry.open_session(made, SessionOptions(provider_options=given))

@@ -235,6 +235,22 @@ def test_an_unknown_platform_in_the_manifest_is_refused(artifact, tmp_path, chip
         opened(changed)
 
 
+@pytest.mark.parametrize("device", ["simulator", "npu"])
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float32"}, {"layout": "NCHW"}, {"batch": "dynamic"}], ids=str
+)
+def test_another_input_in_the_manifest_is_refused(artifact, device, change):
+    """The child would read four images from the bytes of one in float32."""
+    image = replace(artifact.manifest.input, **change)
+    manifest = artifact.manifest
+    outputs = manifest.outputs
+    if "batch" in change:
+        outputs = tuple(replace(o, shape=("dynamic", *o.shape[1:])) for o in outputs)
+    changed = replace(artifact, manifest=replace(manifest, input=image, outputs=outputs))
+    with pytest.raises(ArtifactError, match=r"has the input .* expected uint8 \(1, 64, 96, 3\)"):
+        opened(changed, device=device)
+
+
 def copied(artifact, folder):
     files = rknnrt.files(folder / "copy.rknn")
     for source, destination in zip(artifact.files, files, strict=True):
