@@ -131,8 +131,11 @@ def test_artifacts_are_proved_tampered_with_and_reproducible(demo, tmp_path):
         file.write_bytes(before)
 
 
-def test_broken_binaries_do_not_end_the_process(demo, tmp_path):
-    """Also without the check of the digest, which comes first."""
+def test_truncated_and_empty_binaries_do_not_end_the_process(demo, tmp_path):
+    """Also without the check of the digest, which comes first.
+
+    A changed byte in the header may still crash Qualcomm's library.
+    """
     made = export(demo, tmp_path / "demo.qnn.onnx", target="qnn")
     binary = made.side_files[0]
     data = binary.read_bytes()
