@@ -11,7 +11,7 @@ import itertools
 import math
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,21 @@ class Calibration:
     digest: str
     source: str
     warnings: tuple[str, ...] = ()
+
+    def first(self, count: int) -> Calibration:
+        """Return the calibration with the first ``count`` images, or all if it has fewer.
+
+        Raises:
+            ConfigError: ``count`` is not positive.
+            DataError: an image cannot be read.
+        """
+        if count < 1:
+            raise ConfigError(f"the number of calibration images is {count}, expected 1 or more")
+        if count >= len(self.images):
+            return self
+        images, names = self.images[:count], self.names[:count]
+        digest = _digest(names, [_content_digest(path) for path in images])
+        return replace(self, images=images, names=names, digest=digest)
 
     def inputs(self, image: InputInfo) -> Iterator[NDArray[Any]]:
         """Yield the images as the Detector feeds them to the network, one array at a time.

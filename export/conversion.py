@@ -43,6 +43,7 @@ from y7edge.export.targets.base import (
     Target,
     Unprovable,
     require_device,
+    require_fit,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
@@ -99,12 +100,7 @@ def build(
     _check(proved, chosen, precision, options or {}, unverified is not None)
     earlier = _earlier(proved, precision, data is not None, unverified)
     registry.check_payload(proved)
-    require_destination(destination, target, chosen)
-    require_device(chosen, device)
-    require(chosen.NEEDS, f"target {target}", getattr(chosen, "misplaced", None))
-    _require_rules(proved, tell)
-    gate = MapGate.create(proved, data, limit_of(precision, max_map_drop, data), tell)
-    gate = gate and replace(gate, earlier=earlier)
+    _require(chosen, destination, device)
     draft = replace(
         proved.manifest,
         target=target,
@@ -112,6 +108,10 @@ def build(
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
         parity={},
     )
+    require_fit(chosen, draft, options or {})
+    _require_rules(proved, tell)
+    gate = MapGate.create(proved, data, limit_of(precision, max_map_drop, data), tell)
+    gate = gate and replace(gate, earlier=earlier)
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
         for name in lacking(proved.manifest.tools, chosen.REWRITES):
             tell(f"the graph lacks the rewrite {name}; `y7edge export` uses it if it applies")
@@ -133,6 +133,13 @@ def build(
         made = deliver(replace(made, manifest=manifest), chosen, destination)
     tell(f"{'proved' if unverified is None else 'not proved'}; written to {destination}")
     return made
+
+
+def _require(target: Target, destination: Path, device: str) -> None:
+    """Check that the destination can be written, and that device and packages are known."""
+    require_destination(destination, target.NAME, target)
+    require_device(target, device)
+    require(target.NEEDS, f"target {target.NAME}", getattr(target, "misplaced", None))
 
 
 def _proved(
@@ -190,6 +197,11 @@ def _check(
         raise ConfigError(
             f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` with "
             "the checkpoint"
+        )
+    if target.CALIBRATES:
+        raise ConfigError(
+            f"target {target.NAME} hands over calibration images, which {proved.path.name} does "
+            "not contain: use `y7edge export` with the checkpoint and --calib DATA"
         )
     if isinstance(target.RUNTIME, Unprovable):
         raise ConfigError(

@@ -1,23 +1,20 @@
 """Run converters as separate programs, some in another Python interpreter.
 
-A converter that needs other versions of torch or numpy than y7edge lives in its own virtual
-environment. Programs run without a shell, with a time limit, and with their own temporary folder as
-home directory. Their output is shown only if they fail.
+Programs run without a shell, with a time limit, and with their own temporary folder as home
+directory. Their output is shown only if they fail. ``y7edge.interpreters`` finds interpreters with
+a vendor's packages.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import signal
 import subprocess
-import sys
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 
-from y7edge.errors import ExportError, RuntimeMissing
+from y7edge.errors import ExportError
 
 # Switch off downloads and telemetry of packages that converters import.
 _OFFLINE = {
@@ -26,95 +23,73 @@ _OFFLINE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
-_ASK = (
-    "import json, sys\n"
-    "from importlib.metadata import PackageNotFoundError, version\n"
-    "found = {}\n"
-    "for name in sys.argv[1:]:\n"
-    "    try: found[name] = version(name)\n"
-    "    except PackageNotFoundError: pass\n"
-    "print(json.dumps(found))\n"
-)
 
 
-def find_interpreter(target: str, module: str, recipe: str) -> Path:
-    """Return the interpreter that has a target's converter.
-
-    The environment variable ``Y7EDGE_<TARGET>_PYTHON`` names it. If the variable is not set, the
-    converter's ``module`` must be installed in this interpreter, which is then returned.
-
-    Raises:
-        RuntimeMissing: no interpreter was found. The message contains ``recipe``, the commands that
-            create one.
-    """
-    variable = f"Y7EDGE_{target.upper()}_PYTHON"
-    named = os.environ.get(variable)
-    if not named:
-        if find_spec(module) is not None:
-            return Path(sys.executable)
-        raise RuntimeMissing(
-            f"target {target} needs an interpreter with {module}, which is not installed here: "
-            f"{recipe}; then set {variable}=ENV/bin/python"
-        )
-    found = shutil.which(named)
-    if found is None:
-        raise RuntimeMissing(f"{variable} is {named}, expected a Python interpreter: {recipe}")
-    return Path(found).absolute()
-
-
-def require_packages(python: Path, packages: Sequence[str], recipe: str) -> dict[str, str]:
-    """Return the versions of the packages (names on PyPI) in another interpreter.
-
-    Raises:
-        RuntimeMissing: a package is not installed there, or ``python`` is not an interpreter. The
-            message contains ``recipe``, the commands that create one.
-    """
-    found = _versions(python, tuple(packages))
-    absent = [name for name in packages if name not in found]
-    if absent:
-        raise RuntimeMissing(f"{python} does not have {', '.join(absent)}: {recipe}")
-    return found
-
-
-@cache
-def _versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
-    try:
-        done = subprocess.run(
-            [str(python), "-I", "-c", _ASK, *packages],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return {str(name): str(value) for name, value in json.loads(done.stdout).items()}
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise RuntimeMissing(f"{python} is not a Python interpreter: {error}") from error
-
-
-def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> None:
+def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> str:
     """Run a converter in ``folder``, an empty temporary folder. It must write the file ``made``.
 
+    If this process is interrupted, the converter and the programs that it has started are killed.
+
+    Returns:
+        What it wrote to standard output.
+
     Raises:
-        ExportError: the converter failed, took more than ``seconds``, or did not write the file.
-            The message begins with ``name``, the name of the converter.
+        ExportError: the converter failed, was killed, took more than ``seconds``, or did not write
+            the file. The message begins with ``name``, the name of the converter.
     """
     place = str(folder.absolute())
     home = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), place)
+    problem = f"{name} cannot convert the model"
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=folder,
             env={**os.environ, **_OFFLINE, **home},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=seconds,
-            check=False,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ExportError(f"{name} cannot convert the model: {error}") from error
-    if done.returncode or not made.is_file():
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        last = " ".join(lines[-1].split())[:400] if lines else "no message"
-        raise ExportError(f"{name} cannot convert the model: {last} (code {done.returncode})")
+    except OSError as error:
+        raise ExportError(f"{problem}: {error}") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"{problem}: it took more than {seconds:g} s") from error
+        finally:  # also if this process is interrupted
+            _kill(process)
+    if process.returncode < 0:
+        raise ExportError(f"{problem}: it was {_killed(-process.returncode)}")
+    lines = [line for line in (err or out).splitlines() if line.strip()]
+    last = " ".join(lines[-1].split())[:400] if lines else "no message"
+    if process.returncode:
+        raise ExportError(f"{problem}: {last} (code {process.returncode})")
+    if not made.is_file() or not made.stat().st_size:
+        what = "an empty file" if made.is_file() else "no file"
+        raise ExportError(f"{problem}: it ended without an error, but wrote {what}: {last}")
+    return out
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process that still runs, and the processes that it started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+def _killed(number: int) -> str:
+    """Describe the end of a process by a signal."""
+    try:
+        word = signal.Signals(number).name
+    except ValueError:
+        word = str(number)
+    if word == "SIGKILL":
+        return (
+            "killed, probably because memory ran out: close other programs, or use a smaller "
+            "--imgsz or batch"
+        )
+    return f"ended by signal {word}; please report this to its vendor"

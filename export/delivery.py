@@ -13,9 +13,9 @@ from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.errors import ArtifactError, ConfigError, DigestError, ExportError, Y7EdgeError
-from y7edge.export.targets.base import Target, Unprovable
+from y7edge.export.targets.base import Target, runtime_of
 from y7edge.files import is_file, is_folder, is_utf8, reason, replace_files, require_replaceable
-from y7edge.runtimes import registry
+from y7edge.runtimes import handover, registry
 
 
 def require_destination(destination: Path, name: str, target: Target) -> None:
@@ -28,16 +28,16 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
     Raises:
         ConfigError: the suffix is not the target's, the folder is not writable, or a file of the
-            same name does not belong to an artifact.
+            same name, or in a hand-over of this name, does not belong to the artifact.
     """
-    if destination.suffix != target.SUFFIX:
+    if not destination.name.endswith(target.SUFFIX):
+        better = f"{destination.stem}{target.SUFFIX}" if destination.name else "a name"
         raise ConfigError(
-            f"target {name} writes {target.SUFFIX} files; got {destination}: "
-            f"use {destination.with_suffix(target.SUFFIX).name if destination.name else 'a name'}"
+            f"target {name} writes {target.SUFFIX} files; got {destination}: use {better}"
         )
     files: tuple[Path, ...] = (destination, sidecar(destination))
-    if isinstance(target.RUNTIME, str):
-        files = registry.get(target.RUNTIME).files(destination)
+    if runtime := runtime_of(target):
+        files = registry.get(runtime).files(destination)
     if not is_utf8(destination):
         raise ConfigError(f"{destination} is not a usable name: engines open UTF-8 paths only")
     try:
@@ -57,7 +57,10 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
 
 def require_own(destination: Path, files: Iterable[Path]) -> None:
-    """Raise ConfigError if a non-empty file exists that does not belong to this artifact."""
+    """Raise ConfigError if a non-empty file exists that does not belong to this artifact.
+
+    Files that somebody has added to a hand-over do not belong to it.
+    """
     for file in files:
         empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
@@ -65,6 +68,22 @@ def require_own(destination: Path, files: Iterable[Path]) -> None:
                 f"{file} exists and does not belong to the artifact {destination.name}: "
                 "remove it, or choose another name"
             )
+        if is_folder(file) and file.name.endswith(handover.FORMATS):
+            _require_nothing_added(file)
+
+
+def _require_nothing_added(folder: Path) -> None:
+    """Raise ConfigError if a hand-over contains files of others, such as compiled models."""
+    try:
+        added = handover.added_files(folder)
+    except ArtifactError as error:
+        raise ConfigError(f"{error}: remove the folder, or choose another name") from error
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise ConfigError(
+            f"{folder} also contains {added[0]}{more}, which the export did not write: move them "
+            "elsewhere, or choose another name"
+        )
 
 
 def _owns(destination: Path, file: Path) -> bool:
@@ -83,10 +102,11 @@ def _owns(destination: Path, file: Path) -> bool:
 
 def seal(artifact: Artifact, target: Target) -> Artifact:
     """Return the artifact with the payload digest of its files in the manifest."""
-    if isinstance(target.RUNTIME, Unprovable):
+    runtime = runtime_of(target)
+    if runtime is None:
         digest = digest_files(artifact.files)
     else:
-        digest = registry.get(target.RUNTIME).payload_digest(artifact.files)
+        digest = registry.get(runtime).payload_digest(artifact.files)
     return replace(artifact, manifest=replace(artifact.manifest, payload_digest=digest))
 
 
@@ -107,12 +127,13 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
             unchanged.
     """
     try:
-        if isinstance(target.RUNTIME, Unprovable):
+        runtime = runtime_of(target)
+        if runtime is None:
             write_sidecar(artifact)
             files = (*artifact.files, sidecar(artifact.path))
         else:
-            registry.get(target.RUNTIME).write_manifest(artifact)
-            files = registry.get(target.RUNTIME).files(artifact.path)
+            registry.get(runtime).write_manifest(artifact)
+            files = registry.get(runtime).files(artifact.path)
         moves = [(file, destination.parent / file.name) for file in files]
         require_own(destination, [there for _, there in moves])
         _read_back(artifact, target, artifact.path)
@@ -131,11 +152,12 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
 def _read_back(artifact: Artifact, target: Target, path: Path) -> Artifact:
     """Read the artifact at ``path``; raise ExportError if it differs from ``artifact``."""
     try:
-        if isinstance(target.RUNTIME, Unprovable):
+        runtime = runtime_of(target)
+        if runtime is None:
             side = tuple(path.parent / file.name for file in artifact.side_files)
             found = Artifact(path, read_sidecar(path), side)
         else:
-            found = registry.load(path, target.RUNTIME)
+            found = registry.load(path, runtime)
         same = found.manifest == artifact.manifest == seal(found, target).manifest
     except ArtifactError as error:
         raise ExportError(f"{path} cannot be read back: {error}") from error

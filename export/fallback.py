@@ -76,8 +76,8 @@ class Options:
                 ("profile", self.profile),
                 ("ranges", self.ranges),
                 ("quantize_heads", self.heads),
-                ("calib", self.calib),
-                ("calib_images", self.count),
+                ("calib", self.calib and not target.CALIBRATES),
+                ("calib_images", self.count and not target.CALIBRATES),
             )
             if value
         ]
@@ -112,13 +112,21 @@ class Options:
         if self.ranges is not None:
             require_method(self.ranges)
 
+    def needed(self, target: Target, precision: str) -> bool:
+        """Return whether an export needs calibration images."""
+        return precision == "int8" or target.CALIBRATES
+
     def choose(
-        self, checkpoint: Checkpoint, gate: MapGate | None, tell: Progress
+        self,
+        checkpoint: Checkpoint,
+        gate: MapGate | None,
+        tell: Progress,
+        target: Target,
     ) -> Calibration | None:
         """Choose the calibration images, none of which is in the split that is evaluated.
 
         None if there is no data set, and the checkpoint was trained for int8: its ranges are known,
-        and only the order of the fallback needs images.
+        and only the order of the fallback needs images. A target that hands images over needs them.
 
         Raises:
             ConfigError: there is no data set.
@@ -128,12 +136,13 @@ class Options:
             return self.calib
         baseline = gate.baseline if gate else None
         source = self.calib or (baseline.data if baseline else None)
-        if source is None and recorded(checkpoint) is not None:
+        if source is None and not target.CALIBRATES and recorded(checkpoint) is not None:
             return None
         if source is None:
+            needing = f"target {target.NAME}" if target.CALIBRATES else "int8"
             raise ConfigError(
-                "int8 needs calibration images, at best those of the training: give a data set or "
-                "a folder of images (--calib DATA)"
+                f"{needing} needs calibration images, at best those of the training: give a data "
+                "set or a folder of images (--calib DATA)"
             )
         count, without = self.count or COUNT, baseline.images if baseline else ()
         found = choose_images(source, checkpoint.names, count=count, without=without)
@@ -159,7 +168,11 @@ class Attempt:
 
 
 class Quantized:
-    """Builds int8 artifacts of a float graph, with any selection of layers in float."""
+    """Builds int8 artifacts of a float graph, with any selection of layers in float.
+
+    Attributes:
+        integers_only: Whether the target takes no layers in float.
+    """
 
     def __init__(
         self,
@@ -186,6 +199,7 @@ class Quantized:
             DataError: an image cannot be read, or an activation is not finite.
         """
         self._calibration, self._manifest, self._tell = calibration, manifest, tell
+        self.integers_only = target.INT8_HEADS
         self._trained = trained = recorded(checkpoint)
         if trained is not None:
             tell(f"the checkpoint was trained for profile {trained.profile}: its ranges are used")
@@ -198,7 +212,7 @@ class Quantized:
             self._quantizer = Quantizer(model, inputs, profile, method=method, progress=tell)
             for warning in unfamiliar(checkpoint, self._quantizer):
                 tell(warning)
-        integer_heads = options.heads or (trained is not None and trained.heads)
+        integer_heads = options.heads or target.INT8_HEADS or bool(trained and trained.heads)
         self._always = frozenset() if integer_heads else self._quantizer.heads
 
     def share(self, kept: Sequence[str]) -> float:
@@ -282,14 +296,21 @@ def quantized(
     first = attempt(())
     if first.accuracy is None or first.accepted:
         return first, tuple(steps)
-    found = fall_back(attempt, source.order(), source.share)
+    found = None
+    if not source.integers_only:
+        found = fall_back(attempt, source.order(), source.share)
     if found is not None:
         return found, tuple(steps)
     least = min(steps, key=lambda step: step.drop)
+    tried = (
+        "with all layers in integers, as the target requires"
+        if source.integers_only
+        else f"with up to {len(steps[-1].kept)} more convolutions in float "
+        f"({steps[-1].share:.0%} of the multiplications in integers)"
+    )
     problem = (
         f"mAP@0.5:0.95 drops by {least.drop:.4f} or more, expected at most "
-        f"{first.accuracy.limit:g}, with up to {len(steps[-1].kept)} more convolutions in float "
-        f"({steps[-1].share:.0%} of the multiplications in integers)"
+        f"{first.accuracy.limit:g}, {tried}"
     )
     report = ParityReport("failed", (problem,), accuracy=first.accuracy, fallback=tuple(steps))
     raise ParityError(

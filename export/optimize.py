@@ -32,9 +32,11 @@ from y7edge.export.pipeline import export
 from y7edge.export.proof.accuracy import Baseline
 from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import is_handover
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.runtimes.base import SessionOptions
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import SessionOptions, is_simulated
 
 MAX_MAP_DROP = 0.01
 """Default of the largest accepted drop of the mAP@0.5:0.95."""
@@ -140,7 +142,7 @@ def optimize(
         split: split of the data set.
         imgsz: input size; None: the size of the training.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95.
-        only: names of targets; None: all that have a runtime.
+        only: names of targets; None: all that have a runtime, except hand-overs and emulators.
         images: images for the proofs, as for ``export``.
         calib: calibration images of int8; None: the split "train" of ``data``.
         threads: threads of engine and OpenCV; None: the physical cores of this process.
@@ -201,6 +203,9 @@ def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Pa
     for name in targets.names() if only is None else dict.fromkeys(only):
         target = targets.get(name)
         if isinstance(target.RUNTIME, str):
+            # Hand-overs contain a model of another target; the time of an emulator means nothing.
+            if only is None and (is_handover(target) or is_simulated(registry.get(target.RUNTIME))):
+                continue
             for precision in target.PRECISIONS:
                 path = stem.with_name(f"{stem.name}-{name}-{precision}{target.SUFFIX}")
                 found.append((Candidate(name, precision), path))

@@ -23,12 +23,13 @@ from y7edge.artifact.manifest import Dim, Manifest, Precision, Quantization
 from y7edge.artifact.reports import AccuracyDifference, FallbackStep, ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
+from y7edge.export.audit.cures import rewrites_for
 from y7edge.export.calibration import Calibration
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.fallback import Options, Quantized, quantized
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
-from y7edge.export.graph.rewrites import choose, recorded
+from y7edge.export.graph.rewrites import FLOAT_ONLY, choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
 from y7edge.export.proof.accuracy import Baseline, MapGate, gate_of, gated, judged
@@ -41,6 +42,7 @@ from y7edge.export.targets.base import (
     Target,
     Unprovable,
     require_device,
+    require_fit,
     require_offered,
 )
 from y7edge.files import temporary_folder, writing
@@ -58,9 +60,9 @@ def export(
     out: Path | str,
     *,
     target: str = "onnx",
-    outputs: str = "heads",
-    input: str = "float32",
-    precision: str = "fp32",
+    outputs: str | None = None,
+    input: str | None = None,
+    precision: str | None = None,
     imgsz: Size | None = None,
     batch: int = 1,
     dynamic: bool = False,
@@ -85,28 +87,25 @@ def export(
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
-            (boxes and scores before NMS) or "nms" (final boxes).
-        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
-        precision: a precision that the target supports, such as "fp32", "fp16" or "int8".
-        imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
-            None: the size of the training.
+        outputs: "heads" (raw, of each level), "heads-sigmoid" (their sigmoids), "decoded" (boxes
+            and scores before NMS) or "nms" (final boxes); None: the target's first.
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255); None: the target's first.
+        precision: one that the target supports, such as "fp16"; None: the target's first.
+        imgsz: side or (height, width), multiples of the largest stride; None: that of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
-        rewrites: names from ``y7edge.export.graph.rewrites``, beside the target's ``REWRITES``.
+        rewrites: names (``export.graph.rewrites``), or "auto": what the chip needs (``audit``).
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        unverified: why there is no proof. Required for targets without a runtime; allowed in int8
-            without ``data``; else forbidden.
-        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
-            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once.
-            Required in int8, where layers go back to float until the drop of the mAP is accepted.
-        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, and only
-            measure it in other precisions.
+        unverified: why there is no proof. Only for targets without runtime, and int8 without data.
+        data: a data set, on whose split "val" checkpoint and artifact are evaluated; or a
+            ``Baseline``, for another split, or to evaluate the checkpoint only once. Required in
+            int8, where layers go back to float until the drop of the mAP is accepted.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: 0.005 in int8, else any.
         profile: profile of the int8 graph (``graph.quantize.PROFILES``); None: the target's.
-        calib: data set or folder to calibrate int8; None: the split "train" of ``data``.
+        calib: data set or folder to calibrate int8, or to hand over; None: ``data`` (train).
         calib_images: number of calibration images; None: 256.
         ranges: how int8 ranges are chosen (``graph.quantize_ranges.METHODS``).
         quantize_heads: also quantise the convolutions that write the outputs.
@@ -120,17 +119,19 @@ def export(
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
-    tell = progress or (lambda _: None)
-    size = _size(batch, dynamic)
+    size, tell = _size(batch, dynamic), progress or (lambda _: None)
+    outputs, input = outputs or chosen.OUTPUTS[0], input or chosen.INPUTS[0]
+    precision = precision or next(iter(chosen.PRECISIONS))
     int8 = Options(profile, calib, calib_images, ranges, quantize_heads)
     require_offered(chosen, input, outputs, precision, size, options or {})
     int8.check(chosen, precision, outputs, checkpoint)
     _check(chosen, precision, unverified, data is not None)
     _require(chosen, destination, precision, device)
-    rewrites = _rewrites(checkpoint, chosen, rewrites)
+    rewrites = _rewrites(checkpoint, chosen, precision, rewrites, options or {})
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    require_fit(chosen, draft, options or {})
     gate = gate_of(checkpoint, precision, data, max_map_drop, tell)
-    found = int8.choose(checkpoint, gate, tell) if precision == "int8" else None
+    found = int8.choose(checkpoint, gate, tell, chosen) if int8.needed(chosen, precision) else None
     order = _Order(checkpoint, chosen, destination, draft, device, unverified, int8, found, tell)
     return _make(order, rewrites, simplify, options or {}, images, gate)
 
@@ -151,9 +152,26 @@ def _require(target: Target, destination: Path, precision: str, device: str) -> 
     require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
 
 
-def _rewrites(checkpoint: Checkpoint, target: Target, given: Sequence[str]) -> tuple[str, ...]:
-    """Return the rewrites that are used; raise ConfigError if the target does not read graphs."""
-    rewrites = choose(folded(checkpoint.spec), given, target.REWRITES)
+def _rewrites(
+    checkpoint: Checkpoint,
+    target: Target,
+    precision: str,
+    given: Sequence[str],
+    options: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Return the rewrites that are used.
+
+    Raises:
+        ConfigError: the target does not read graphs, or a rewrite is for float graphs only.
+    """
+    given, defaults = rewrites_for(checkpoint.spec, target, options, given), target.REWRITES
+    if precision == "int8":
+        defaults = tuple(name for name in defaults if name not in FLOAT_ONLY)
+        if unsuitable := FLOAT_ONLY.intersection(given):
+            raise ConfigError(
+                f"rewrite {min(unsuitable)} is for float graphs: omit it in precision int8"
+            )
+    rewrites = choose(folded(checkpoint.spec), given, defaults)
     if rewrites and target.NEEDS_CHECKPOINT:
         raise ConfigError(
             f"target {target.NAME} converts the checkpoint, not a graph: omit --rewrite"
@@ -172,7 +190,7 @@ class _Order:
     device: str
     unverified: str | None
     int8: Options
-    calibration: Calibration | None  # in int8
+    calibration: Calibration | None  # in int8, or if the target hands the images over
     tell: Callable[[str], None]
 
     @property
@@ -199,6 +217,7 @@ def _make(
             manifest=order.manifest,
             folder=folder / "artifact",
             name=order.destination.name,
+            calibration=order.calibration if order.target.CALIBRATES else None,
             device=order.device,
             options=options,
             progress=tell,
@@ -317,12 +336,20 @@ def _built(request: BuildRequest, target: Target, model: onnx.ModelProto) -> Art
 def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
-    A target without a runtime is not run: the report has the status "unverified".
+    A target without a runtime here is not run: the report has the status "unverified". If another
+    machine has the runtime, the artifact gets probes.
     """
     runtime, checkpoint, tell = order.target.RUNTIME, order.checkpoint, order.tell
-    if isinstance(runtime, Unprovable):
-        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
+    if isinstance(runtime, Unprovable):
+        if runtime.runtime is not None:
+            tell("run the reference model on the probes, for `y7edge selftest` on the device")
+            limits = parity.tolerance(
+                built.manifest.precision, registry.get(runtime.runtime).DEVIATION
+            )
+            probes = make_probes(built.manifest, reference, limits.probe)
+            built = replace(built, manifest=replace(built.manifest, probes=probes))
+        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     if built.manifest.precision == "int8":

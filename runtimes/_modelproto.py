@@ -23,9 +23,14 @@ from y7edge.artifact.foreign import Interface, Tensor
 from y7edge.errors import ArtifactError
 from y7edge.files import open_regular, reason
 
+MANIFEST = "y7edge"
+"""Key of the metadata property with the manifest."""
+
 _METADATA_PROPS = 14  # ModelProto.metadata_props: repeated StringStringEntryProto
 _KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
 _GRAPH = 7  # ModelProto.graph
+_ATTRIBUTES = (_GRAPH, 1, 5)  # ModelProto.graph, GraphProto.node, NodeProto.attribute
+_NAME, _TEXT = 1, 4  # AttributeProto.name and s
 _BLOCK = 1 << 20
 _MAX_FIELDS = 500_000  # yolov7-e6e has 13,000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -57,6 +62,18 @@ Field = tuple[int, int, int, int, int]
 
 class _MalformedError(ValueError):
     """The bytes are not a valid sequence of fields."""
+
+
+def is_message(path: Path) -> bool:
+    """Return whether a file is a whole protobuf message of any type, such as a Core ML model.
+
+    Nested messages are not read.
+    """
+    try:
+        with open_regular(path) as stream:
+            return len(list(_fields(stream, 0, stream.seek(0, io.SEEK_END)))) > 0
+    except (OSError, _MalformedError):
+        return False
 
 
 @contextmanager
@@ -373,6 +390,61 @@ def without_metadata(path: Path) -> bytes:
     with _opened(path) as (stream, fields):
         kept = [_read(stream, s, e) for n, _, s, _, e in fields if n != _METADATA_PROPS]
     return b"".join(kept)
+
+
+def without_manifest(path: Path) -> bytes:
+    """Return the bytes of the file without its manifest; other metadata stays.
+
+    Raises:
+        ArtifactError: the file is not an ONNX file, is truncated, or has external data.
+    """
+    with _opened(path) as (stream, fields):
+        kept = [
+            _read(stream, start, end)
+            for number, kind, start, content, end in fields
+            if (number, kind) != (_METADATA_PROPS, _BYTES)
+            or MANIFEST not in _texts(stream, content, end, _KEY)
+        ]
+    return b"".join(kept)
+
+
+def with_attribute(path: Path, attribute: str, text: str, limit: int) -> bytes:
+    """Return the bytes of the file with another value of a text attribute of its nodes.
+
+    Nodes of subgraphs stay as they are, and so do nodes without this attribute.
+
+    Args:
+        path: the file.
+        attribute: name of the attribute.
+        text: its value.
+        limit: largest accepted size of the file, in bytes.
+
+    Raises:
+        ArtifactError: the file is not an ONNX file, is truncated, has external data, or is larger.
+    """
+    with _opened(path) as (stream, _):
+        size = stream.seek(0, io.SEEK_END)
+        if size > limit:
+            raise _MalformedError(f"it has {size:,} bytes, expected at most {limit:,}")
+        return _replaced(_read(stream, 0, size), _ATTRIBUTES, attribute.encode(), text)
+
+
+def _replaced(data: bytes, inside: tuple[int, ...], attribute: bytes, text: str) -> bytes:
+    """Replace a value in the messages that are nested in the fields ``inside`` of a message."""
+    stream, parts = io.BytesIO(data), []
+    fields = list(_fields(stream, 0, len(data)))
+    if not inside:  # an AttributeProto
+        if attribute not in (data[content:end] for n, _, _, content, end in fields if n == _NAME):
+            return data
+        kept = (data[start:end] for number, _, start, _, end in fields if number != _TEXT)
+        return b"".join((*kept, _string(_TEXT, text)))
+    for number, kind, start, content, end in fields:
+        part = data[start:end]
+        if (number, kind) == (inside[0], _BYTES):
+            nested = _replaced(data[content:end], inside[1:], attribute, text)
+            part = _tag(number) + _number(len(nested)) + nested
+        parts.append(part)
+    return b"".join(parts)
 
 
 def metadata_field(key: str, value: str) -> bytes:

@@ -329,6 +329,17 @@ class Runtime(Protocol):
         """Return the versions of the engine's installed packages."""
 
 
+SIMULATORS = frozenset({"emulator", "simulator"})
+"""Names of devices that compute on the CPU as another device does, far more slowly."""
+
+
+def is_simulated(runtime: Runtime) -> bool:
+    """Return whether a runtime has no device of its own here, but an emulator or simulator."""
+    if not SIMULATORS.intersection(runtime.DEVICES):
+        return False
+    return SIMULATORS.issuperset(runtime.available_devices())
+
+
 @runtime_checkable
 class ReadsForeign(Protocol):
     """A runtime that also opens files of other exporters."""

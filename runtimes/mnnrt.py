@@ -6,11 +6,8 @@ in float32; the weights of an fp16 artifact are converted when the artifact is o
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from y7edge.artifact.artifact import (
 from y7edge.artifact.manifest import Dim
 from y7edge.errors import ConfigError, DeviceError
 from y7edge.runtimes._openmp import openmp_waits_briefly
+from y7edge.runtimes._stdout import silent_stdout
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
@@ -46,7 +44,6 @@ DEVIATION = 1e-4
 # The manifest is in the file beside the artifact.
 read_manifest, write_manifest = read_sidecar, write_sidecar
 
-_STDOUT = 1
 # ``MNN.expr.PrecisionMode.High``. If the name "high" is used instead, MNN prints a line.
 _HIGH = 1
 # Interpreter::HintMode WINOGRAD_MEMORY_LEVEL and its value. The default, 3, permits Winograd
@@ -66,30 +63,9 @@ def load_engine() -> Any:
         import MNN
 
         return MNN
-    with _silent(), openmp_waits_briefly():
+    with silent_stdout(), openmp_waits_briefly():
         import MNN
     return MNN
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Discard what this process, including code in C, writes to standard output."""
-    library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
-    try:
-        real = os.dup(_STDOUT)
-    except OSError:  # standard output is closed
-        yield
-        return
-    library.fflush(None)
-    discarded = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(discarded, _STDOUT)
-        yield
-    finally:
-        library.fflush(None)
-        os.dup2(real, _STDOUT)
-        os.close(real)
-        os.close(discarded)
 
 
 def files(path: Path) -> tuple[Path, ...]:

@@ -39,7 +39,7 @@ NEEDS = {"onnxruntime": "y7edge[onnxruntime]"}
 DEVICES = ("cpu", "cuda", "cuda:N")
 DEVIATION = 1e-4
 
-_KEY = "y7edge"
+_KEY = _modelproto.MANIFEST
 _PROVIDER = "provider"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {
@@ -223,7 +223,7 @@ class _OnnxSession(Session):
 
     def _check_tensors(self) -> None:
         inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
-        self._require_tensors(*map(_tensors, (inputs, self._engine.get_outputs())))
+        self._require_tensors(*map(tensors, (inputs, self._engine.get_outputs())))
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
         """Return a function that calls ``InferenceSession.run``."""
@@ -260,8 +260,8 @@ class _ForeignSession(_OnnxSession):
         return self._foreign.convert(self._engine.run(self._names, dict(feeds)))
 
 
-def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
-    """Return name, dtype and shape of the engine's tensors."""
+def tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
+    """Return name, dtype and shape of tensors of ``onnxruntime.InferenceSession``."""
     return [
         (
             tensor.name,

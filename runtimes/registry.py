@@ -105,17 +105,18 @@ def choose(path: Path | str, backend: str = "auto") -> tuple[Runtime, str]:
     """
     path = Path(path)
     require_files((path,))
-    suffix = path.suffix.lower()
+    name = path.name.lower()
     if backend != "auto":
         runtime = get(backend)
-        if suffix not in runtime.FORMATS:
+        if not name.endswith(runtime.FORMATS):
             formats = ", ".join(runtime.FORMATS)
             raise ConfigError(f"backend {backend!r} reads {formats}, not {path.name}")
         return runtime, f"backend {backend!r} was given"
-    candidates = [runtime for runtime in loadable() if suffix in runtime.FORMATS]
+    candidates = [runtime for runtime in loadable() if name.endswith(runtime.FORMATS)]
     if not candidates:
         formats = ", ".join(sorted({form for runtime in loadable() for form in runtime.FORMATS}))
         raise ArtifactError(f"no runtime reads {path}; files that can be opened: {formats}")
+    suffix = path.suffix.lower()
     if len(candidates) == 1:
         return candidates[0], f"no other runtime reads {suffix} files"
     best = min(candidates, key=lambda runtime: _rank(runtime, path))

@@ -128,7 +128,7 @@ def test_a_version_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, least: str, fits: bool) -> None:
-    assert (environment._numbers(version) >= environment._numbers(least)) == fits
+    assert (environment.version_numbers(version) >= environment.version_numbers(least)) == fits
 
 
 def test_two_opencv_packages(monkeypatch: pytest.MonkeyPatch) -> None:

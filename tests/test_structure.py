@@ -21,7 +21,14 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 LAYERS = (
     (
         *("y7edge.jetson", "y7edge.tegrastats"),
-        *("y7edge", "y7edge.errors", "y7edge.files", "y7edge.plugins", "y7edge.text"),
+        *(
+            "y7edge",
+            "y7edge.errors",
+            "y7edge.files",
+            "y7edge.plugins",
+            "y7edge.text",
+            "y7edge.interpreters",
+        ),
         *("y7edge.html", "y7edge.boxes", "y7edge.frames", "y7edge.machine", "y7edge.packages"),
     ),
     ("y7edge.models", "y7edge.artifact"),

@@ -22,6 +22,7 @@ from typing import Any
 
 from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
+from y7edge.interpreters import empty_packages, version_numbers
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
@@ -104,6 +105,7 @@ class Report:
     backends: tuple[Backend, ...]
     ready: dict[str, bool]  # by purpose, such as "detect"
     missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
+    empty: tuple[str, ...] = ()  # vendors' packages without their libraries, and what to do
 
     @property
     def exit_code(self) -> int:
@@ -132,7 +134,8 @@ def check() -> Report:
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
         for purpose, needs in _needs().items()
     }
-    if not any(backend.usable for backend in backends):
+    # A runtime without packages of its own opens the files of other runtimes.
+    if not any(backend.usable and registry.get(backend.name).NEEDS for backend in backends):
         engines = sorted({name for runtime in registry.loadable() for name in runtime.NEEDS})
         lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
@@ -149,6 +152,7 @@ def check() -> Report:
         backends=backends,
         ready={purpose: not packages for purpose, packages in lacking.items()},
         missing={purpose: packages for purpose, packages in lacking.items() if packages},
+        empty=empty_packages(),
     )
 
 
@@ -230,18 +234,9 @@ def _too_old(package: str, version: str) -> str | None:
         return None
     for requirement in requirements:
         stated = re.match(rf"{re.escape(package)}\s*\(?>=\s*([0-9.]+)", requirement, re.IGNORECASE)
-        if stated and _numbers(version) < _numbers(stated[1]):
+        if stated and version_numbers(version) < version_numbers(stated[1]):
             return stated[1]
     return None
-
-
-def _numbers(version: str) -> list[int]:
-    """Return the leading numbers of a version: [2024, 4] for "2024.4rc1"."""
-    release = re.match(r"[0-9.]*", version)
-    numbers = [int(part) for part in (release[0] if release else "").split(".") if part]
-    while numbers and not numbers[-1]:
-        numbers.pop()  # 1.0 equals 1
-    return numbers
 
 
 # GStreamer loads plugins that may end the process.
@@ -381,6 +376,8 @@ def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backen
         reason = f"installed, but cannot be used: {error}"
         return Backend(name, runtime.FORMATS, False, reason, versions)
     devices = tuple(record["devices"])
+    if not devices and (advice := _advice(runtime)):  # its engine is in another interpreter
+        return Backend(name, runtime.FORMATS, False, advice, versions)
     kinds = {device.partition(":")[0] for device in devices}
     lacking = {known.partition(":")[0] for known in runtime.DEVICES} - kinds
     reason = f"will be used for {', '.join(runtime.FORMATS)} on {', '.join(devices)}"

@@ -47,6 +47,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.description import Size, describe, pair
 from y7edge.artifact.manifest import Manifest
@@ -438,7 +439,7 @@ def built(model: Model, target: str, proto: onnx.ModelProto, folder: Path) -> Ar
 def by_nncf(model: Model, kind: Kind, folder: Path) -> Artifact:
     """Quantise the float graph with NNCF, in its own interpreter, with the same images."""
     module = targets.get(kind.target)
-    python = converters.find_interpreter(NNCF, NNCF, RECIPE)
+    python = interpreters.find_interpreter(NNCF, NNCF, RECIPE)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     given, main_file = folder / "float.onnx", folder / f"model{module.SUFFIX}"

@@ -7,13 +7,8 @@
 
 qnn is Qualcomm's execution provider for ONNX Runtime. Its wheel for x86-64 emulates the arithmetic
 of the HTP, with the same compiler as for a device. The fallback to the CPU is switched off, so that
-every node is compiled for the HTP. rknn is Rockchip's toolkit with its simulator:
-
-    python -m venv RKNN && RKNN/bin/pip install --no-deps rknn-toolkit2==2.5.0 torch==2.13.0
-    RKNN/bin/pip install "numpy<=1.26.4" "onnx<=1.18.0" "onnxruntime<1.24" "protobuf<=4.25.4" \
-        "scipy<1.15" opencv-python-headless fast-histogram psutil ruamel.yaml tqdm setuptools \
-        typing_extensions sympy networkx jinja2 fsspec filelock
-    Y7EDGE_RKNN_PYTHON=RKNN/bin/python python examples/research/int8_vendors.py ... --vendor rknn
+every node is compiled for the HTP. rknn is Rockchip's toolkit with its simulator; docs/rknn.md has
+the commands that install it.
 
 Each row is one graph: its profile, and whether the head convolutions are in int8. "own": the tool
 quantises the float graph itself. The outputs are compared with those of the float graph in ONNX
@@ -42,12 +37,13 @@ import numpy as np
 from int8_table import FORMS, Bench, Model, Row, arguments, built, compared, read, table
 from numpy.typing import NDArray
 
+from y7edge import interpreters
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError, Y7EdgeError
-from y7edge.export import converters
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.proof.agreement import candidates_of, decode, iou
 from y7edge.export.quantization import METHOD
+from y7edge.runtimes import rknnrt
 from y7edge.runtimes.base import Session
 
 OWN = "own"  # the vendor's tool quantises
@@ -55,7 +51,7 @@ GRAPHS = {"qnn": ("u8s8", "s8s8", "u16s8"), "rknn": (OWN, "u8s8", "s8s8", "u16s8
 CHIPS = {"qnn": "75", "rknn": "rk3588"}  # version of the HTP; Rockchip's name
 RECIPES = {  # module, package, and the commands that install it
     "qnn": ("onnxruntime_qnn", "onnxruntime-qnn", "pip install onnxruntime-qnn==2.7.0"),
-    "rknn": ("rknn", "rknn-toolkit2", "see the head of examples/research/int8_vendors.py"),
+    "rknn": ("rknn", "rknn-toolkit2", rknnrt.RECIPE),
 }
 KEY = ("model", "size", "images", "evaluated", "vendor", "chip", "profile", "ranges", "heads")
 HEADER = {
@@ -211,8 +207,8 @@ class VendorSession(Session):
             DeviceError: it does not accept the graph.
         """
         module, package, recipe = RECIPES[vendor]
-        python = converters.find_interpreter(vendor, module, recipe)
-        converters.require_packages(python, (package,), recipe)
+        python = interpreters.find_interpreter(vendor, module, recipe)
+        interpreters.require_packages(python, (package,), recipe)
         script = Path(__file__).with_name("int8_vendor.py").absolute()
         self._image, self._names = folder / "image.npy", [o.name for o in manifest.outputs]
         self._times: list[float] = []

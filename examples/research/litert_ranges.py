@@ -25,8 +25,8 @@ from y7edge.data import dataset
 from y7edge.evaluation.evaluate import evaluate
 from y7edge.export import export
 from y7edge.export.calibration import Calibration, choose_images
-from y7edge.export.converters import find_interpreter
 from y7edge.export.graph.quantize_ranges import METHODS
+from y7edge.interpreters import find_interpreter
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes import registry, tflite

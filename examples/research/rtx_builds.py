@@ -34,11 +34,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import onnx
 
+from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact, write_sidecar
 from y7edge.artifact.description import Input, Outputs, describe
 from y7edge.artifact.manifest import Dim, Precision
 from y7edge.errors import ExportError, RuntimeMissing
-from y7edge.export import converters
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
 from y7edge.export.graph.quantize import PROFILES
@@ -128,7 +128,7 @@ def main() -> int:
     if options.e6e:
         chosen.insert(-len(PROFILES), Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
     try:
-        python = converters.find_interpreter("rtx", "tensorrt_rtx", RECIPE)
+        python = interpreters.find_interpreter("rtx", "tensorrt_rtx", RECIPE)
     except RuntimeMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -28,11 +28,11 @@ from y7edge.artifact.manifest import Thresholds
 from y7edge.errors import ExportError
 from y7edge.export.graph import rewrites as exact
 from y7edge.export.graph.decode import Decoded, decode_level, join_levels
-from y7edge.export.graph.nodes import NodeWriter
+from y7edge.export.graph.nodes import NodeWriter, StructureWriter
 from y7edge.export.graph.suppress import write_detections, write_thresholds
-from y7edge.models.shapes import POOLS
+from y7edge.models.shapes import POOLS, weight_shapes
 from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
-from y7edge.models.weights import Checkpoint
+from y7edge.models.weights import Checkpoint, default_names
 
 OPSET = 17
 IR_VERSION = 8  # supported since 2022; newer onnx packages default to a newer version
@@ -94,7 +94,44 @@ def build_graph(
     ):
         if value not in known:
             raise ExportError(f"unknown option {value!r}, expected {' or '.join(known)}")
-    graph = _GraphWriter(checkpoint, DTYPES[precision], rewrites)
+    graph = _GraphWriter(checkpoint, NodeWriter(DTYPES[precision]), rewrites)
+    model = _write(graph, outputs, input, height, width, batch)
+    _check_model(model, spec)
+    return model
+
+
+def build_structure(
+    spec: Spec,
+    *,
+    outputs: str = "heads",
+    height: int,
+    width: int,
+    rewrites: Collection[str] = (),
+) -> onnx.ModelProto:
+    """Write the graph of a folded model without the values of its weights.
+
+    Nodes, shapes and constants are those of :func:`build_graph`; the weights are declared as
+    external data that does not exist. It takes little time and memory, even for large models.
+
+    Args:
+        spec: a spec of form "folded".
+        outputs: "heads", "heads-sigmoid", "decoded" or "nms".
+        height: height of the input in pixels, a multiple of the largest stride.
+        width: width of the input in pixels, a multiple of the largest stride.
+        rewrites: names of rewrites that apply to the model (``rewrites.choose``).
+    """
+    zero = np.float32(0)  # arrays of one value with all strides zero
+    arrays = {key: np.broadcast_to(zero, shape) for key, shape in weight_shapes(spec).items()}
+    checkpoint = Checkpoint(spec, arrays, default_names(spec.nc))
+    graph = _GraphWriter(checkpoint, StructureWriter(np.float32), rewrites)
+    return _write(graph, outputs, "float32", height, width, 1)
+
+
+def _write(
+    graph: _GraphWriter, outputs: str, input: str, height: int, width: int, batch: int | None
+) -> onnx.ModelProto:
+    """Write input, rows and outputs of a graph; see :func:`build_graph`."""
+    spec = graph.spec
     symbol = "batch" if batch is None else batch
     images = graph.write_image(input, symbol, (height, width))
     graph.write_body()
@@ -103,12 +140,12 @@ def build_graph(
     if outputs == "decoded":
         results = graph.write_decoded(symbol, sizes)
     elif outputs == "nms":
-        thresholds = write_thresholds(graph.writer, Thresholds.of_checkpoint(checkpoint.meta))
+        thresholds = write_thresholds(graph.writer, Thresholds.of_checkpoint(graph.meta))
         results = graph.write_nms(sizes)
     else:
         results = graph.write_heads(symbol, sizes, activated=outputs == "heads-sigmoid")
     writer = graph.writer
-    model = helper.make_model(
+    return helper.make_model(
         helper.make_graph(
             writer.nodes, spec.name, [images, *thresholds], results, writer.initializers
         ),
@@ -117,8 +154,6 @@ def build_graph(
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
-    _check_model(model, spec)
-    return model
 
 
 def row_tensor(index: int) -> str:
@@ -130,11 +165,12 @@ class _GraphWriter:
     """Write the rows of a checkpoint as ONNX nodes. Methods return names of output tensors."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: np.dtype[Any], rewrites: Collection[str] = ()
+        self, checkpoint: Checkpoint, writer: NodeWriter, rewrites: Collection[str] = ()
     ) -> None:
         self.spec = checkpoint.spec
         self.arrays = checkpoint.arrays
-        self.writer = NodeWriter(dtype)
+        self.meta = checkpoint.meta
+        self.writer = writer
         self._rewrites = frozenset(rewrites)
         self._reorg_window = exact.reorg_window(rewrites)
         self._merged = exact.mergeable_reorgs(self.spec) if self._reorg_window else frozenset()
@@ -247,13 +283,21 @@ class _GraphWriter:
         """Write a convolution and its activation; the result is named ``output`` or ``path``."""
         output = output or path
         x = self._conv(path, key, source, kernel, stride)
-        if self.spec.activation == "leaky_relu":
-            if "leaky-max" in self._rewrites:
-                return exact.leaky_max(self.writer, path, x, output)
-            name = f"{path}/LeakyRelu"
-            return self.writer.node(name, "LeakyRelu", [x], output, alpha=LEAKY_SLOPE)
-        gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
-        return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
+        match self.spec.activation:
+            case "silu":
+                if "silu-tanh" in self._rewrites:
+                    gate = exact.sigmoid_by_tanh(self.writer, path, x)
+                else:
+                    gate = self.writer.node(f"{path}/Sigmoid", "Sigmoid", [x])
+                return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
+            case "relu":
+                return self.writer.node(f"{path}/Relu", "Relu", [x], output)
+            case "hardswish":
+                return self.writer.node(f"{path}/HardSwish", "HardSwish", [x], output)
+        if "leaky-max" in self._rewrites:
+            return exact.leaky_max(self.writer, path, x, output)
+        name = f"{path}/LeakyRelu"
+        return self.writer.node(name, "LeakyRelu", [x], output, alpha=LEAKY_SLOPE)
 
     def _member(self, row: Row, member: str, source: str, kernel: int = 1, stride: int = 1) -> str:
         """Write convolution ``member`` of a block."""

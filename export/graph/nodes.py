@@ -71,3 +71,18 @@ class NodeWriter:
         """Write a conversion of ``source`` to ``dtype``; return the name of the output."""
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node(name, "Cast", [source], to=to)
+
+
+class StructureWriter(NodeWriter):
+    """Write a graph without the values of its weights, as if they were in another file."""
+
+    def weight(self, name: str, values: npt.NDArray[Any]) -> str:
+        """Declare a weight by its type and shape; return the name."""
+        tensor = onnx.TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(self.dtype),
+            dims=values.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        self._initializers.setdefault(name, tensor)
+        return name

@@ -190,6 +190,8 @@ def _behind(wiring: Wiring, placement: Placement, tensors: list[str]) -> Functio
         return lambda x: np.where(x < 0, x * slope, x)
     if kinds == {"Sigmoid", "Mul"}:
         return lambda x: x * _sigmoid(x)
+    if kinds == {"HardSwish"}:
+        return lambda x: x * np.clip(x / 6 + 0.5, 0, 1)
     return None
 
 

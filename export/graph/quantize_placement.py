@@ -9,6 +9,8 @@ The rules depend only on the operators of the graph and on the profile:
   the tensors between them stay in float. Otherwise these are quantised too, because ONNX Runtime
   and Qualcomm's engine compute an operator in integers only between a DequantizeLinear and a
   QuantizeLinear.
+* A ReLU is one operator with its convolution in all profiles, and the tensor behind it is quantised
+  instead: the smallest quantised value is 0, so the QuantizeLinear clips negative values too.
 * In a profile with ``shared`` scales, the inputs and the output of a Concat have one scale, and so
   do those of an Add. TensorRT then needs no kernel for the Concat
   (https://github.com/NVIDIA-AI-IOT/yolo_deepstream, yolov7_qat).
@@ -32,7 +34,7 @@ REPEATING = SELECTING | {"Concat"}
 """Operators whose output has only values of their inputs."""
 
 _JOINING = frozenset({"Concat", "Add"})
-_POINTWISE = frozenset({"LeakyRelu", "Sigmoid", "Mul", "Max"})
+_POINTWISE = frozenset({"HardSwish", "LeakyRelu", "Max", "Mul", "Relu", "Sigmoid"})
 _PASSED = SELECTING | _JOINING | _POINTWISE
 
 
@@ -141,8 +143,10 @@ def place(
     for node in wiring.convolutions:
         nodes, end = wiring.activation(node)
         start, inner = node.output[0], {n.output[0] for n in nodes[:-1]}
-        if fused or node.name not in integer:
+        clips = [n.op_type for n in nodes] == ["Relu"]
+        if fused or clips or node.name not in integer:
             inside |= {start, *inner} - {end}
+            always |= {end} if clips and not fused and node.name in integer else set()
         else:
             always.add(start)
             activated |= {start: end} if nodes else {}

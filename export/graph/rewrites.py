@@ -8,10 +8,12 @@ the graph. Its nodes are named after the rows that they compute, as usual.
   one convolution of stride 2. Its kernel is 6x6 with padding 2, or 7x7 with padding 3, where one
   row and one column of the kernel are zeros.
 * ``leaky-max``: LeakyReLU is written as max(x, 0.1 x).
+* ``silu-tanh``: SiLU is written with (tanh(x / 2) + 1) / 2 instead of the sigmoid, for fp16 on NPUs
+  that compute tanh more accurately; docs/qnn.md has numbers.
 * ``resize-per-axis``: nearest-neighbour resizing is written as one resizing for each axis.
 
-The results are bitwise equal, except those of the merged convolution, which adds the same products
-in another order.
+The results are bitwise equal, except those of ``silu-tanh``, which are rounded differently, and
+those of the merged convolution, which adds the same products in another order.
 """
 
 from __future__ import annotations
@@ -65,10 +67,14 @@ REWRITES = {
     "pool3x3": Rewrite("max-pooling of stride 1", _has_block("sppcspc", "maxpool")),
     "reorg-conv6": Rewrite(_REORG, _has_mergeable_reorg),
     "reorg-conv7": Rewrite(_REORG, _has_mergeable_reorg),
+    "silu-tanh": Rewrite("SiLU", lambda spec: spec.activation == "silu"),
     "leaky-max": Rewrite("LeakyReLU", lambda spec: spec.activation == "leaky_relu"),
     "resize-per-axis": Rewrite("upsampling", _has_block("upsample")),
 }
 """All rewrites, by name."""
+
+FLOAT_ONLY = frozenset({"silu-tanh"})
+"""Rewrites that int8 graphs cannot have, because ranges are placed around the sigmoid of a SiLU."""
 
 _WINDOWS = {"reorg-conv6": 6, "reorg-conv7": 7}
 _RECORD = "rewrites"
@@ -154,3 +160,12 @@ def leaky_max(writer: NodeWriter, path: str, source: str, output: str) -> str:
     slope = writer.constant("leaky/slope", LEAKY_SLOPE, writer.dtype)
     scaled = writer.node(f"{path}/Mul", "Mul", [source, slope])
     return writer.node(f"{path}/Max", "Max", [source, scaled], output)
+
+
+def sigmoid_by_tanh(writer: NodeWriter, path: str, source: str) -> str:
+    """Write the sigmoid of ``source`` as (tanh(x / 2) + 1) / 2; return the name of the output."""
+    half = writer.constant("sigmoid/half", 0.5, writer.dtype)
+    one = writer.constant("sigmoid/one", 1, writer.dtype)
+    halved = writer.node(f"{path}/half/Mul", "Mul", [source, half])
+    raised = writer.node(f"{path}/Add", "Add", [writer.node(f"{path}/Tanh", "Tanh", [halved]), one])
+    return writer.node(f"{path}/gate/Mul", "Mul", [raised, half])

@@ -137,16 +137,14 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
     Only values that exist in the folded graph are recorded: the inputs of activation functions,
     which are the outputs of folded convolutions, and sums. No other layer has larger values.
     """
-    from torch import nn
-
-    from y7edge.nn.blocks import Sum
+    from y7edge.nn.blocks import Sum, is_activation
 
     layer = name.removesuffix(".act")
 
     def note(tensor: Tensor) -> None:
         peaks[layer] = max(peaks.get(layer, 0.0), float(tensor.abs().max()))
 
-    if isinstance(module, nn.SiLU | nn.LeakyReLU):
+    if is_activation(module):
         return [module.register_forward_pre_hook(lambda _, inputs: note(inputs[0]))]
     if isinstance(module, Sum):
         return [module.register_forward_hook(lambda _, __, output: note(output))]

@@ -18,12 +18,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Range = list[float]
 _LISTED = ("CONV_2D", "CONCATENATION", "ADD")  # operators whose ranges are given
-_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC")
+_RESIZING = "RESIZE_NEAREST_NEIGHBOR"
+_ACTIVATION = ("MUL", "MAXIMUM", "LOGISTIC", "RELU", "HARD_SWISH")
 _NONE = object()
 _FLOAT32 = 0  # TensorType of schema.fbs
 
@@ -91,8 +93,9 @@ def quantize(path: str, ranges: dict[str, Any]) -> None:
 def assigned(path: str, ranges: dict[str, Any]) -> tuple[dict[str, Range], list[str]]:
     """Return the ranges of the tensors of a float file, and the tensors that stay in float.
 
-    MUL, MAXIMUM and LOGISTIC compute the activation of the convolution before them. Operators that
-    only select or pad values have the range of their input.
+    MUL, MAXIMUM, LOGISTIC, RELU and HARD_SWISH compute the activation of the convolution before
+    them; a RELU is usually a part of the CONV_2D. Operators that only select or pad values have the
+    range of their input.
     """
     left = {kind: iter(ranges[kind]) for kind in _LISTED}
     limits: dict[str, Range | None] = {}
@@ -147,9 +150,7 @@ class Tensor(NamedTuple):
 
 def operators(path: str) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
     """Return the kind, the input tensors and the output tensors of each operator of a file."""
-    from ai_edge_litert.schema_py_generated import BuiltinOperator
-
-    kinds = {code: kind for kind, code in vars(BuiltinOperator).items() if isinstance(code, int)}
+    kinds = kind_names()
     model, graph = opened(path)
 
     def tensors(indices: Iterable[int]) -> list[Tensor]:
@@ -165,6 +166,13 @@ def operators(path: str) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
         yield kind, tensors(operator.inputs), tensors(operator.outputs)
 
 
+def kind_names() -> dict[int, str]:
+    """Return the name of each code of a kind of operator."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+
+    return {code: kind for kind, code in vars(BuiltinOperator).items() if isinstance(code, int)}
+
+
 def output_names(path: str) -> list[str]:
     """Return the names of the tensors that a file returns."""
     _, graph = opened(path)
@@ -178,6 +186,60 @@ def opened(path: str) -> tuple[Any, Any]:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(Path(path).read_bytes(), 0))
     (graph,) = model.subgraphs
     return model, graph
+
+
+def plain(path: str, *, half_pixels: bool = True) -> None:
+    """Write a file such that old compilers read it: with all constants inside of its flatbuffer.
+
+    The quantiser appends some constants behind the flatbuffer, where programs that are older than
+    this form (``Buffer.offset`` of schema.fbs) find none.
+
+    Args:
+        path: the file.
+        half_pixels: False: write enlargements by 2 in version 1 of their operator, which has no
+            half-pixel centres. To the nearest pixel, the results are equal.
+
+    Raises:
+        ValueError: an operator enlarges by another factor.
+    """
+    from flatbuffers import Builder
+    from numpy import frombuffer, uint8
+
+    content = Path(path).read_bytes()
+    model, graph = opened(path)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0: inside; 1: empty
+            data = content[buffer.offset : buffer.offset + buffer.size]
+            buffer.data, buffer.offset, buffer.size = frombuffer(data, uint8), 0, 0
+        if buffer.data is not None:
+            buffer.Pack = partial(_pack_aligned, buffer)
+    if not half_pixels:
+        _without_half_pixels(model, graph)
+    builder = Builder(len(content))
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    Path(path).write_bytes(bytes(builder.Output()))
+
+
+def _pack_aligned(buffer: Any, builder: Any) -> Any:
+    """Write a constant at a multiple of 16 bytes, as schema.fbs demands."""
+    builder.Prep(16, len(buffer.data))
+    return type(buffer).Pack(buffer, builder)
+
+
+def _without_half_pixels(model: Any, graph: Any) -> None:
+    kinds = [kind_names()[code.builtinCode] for code in model.operatorCodes]
+    for code, kind in zip(model.operatorCodes, kinds, strict=True):
+        code.version = 1 if kind == _RESIZING else code.version
+    for operator in graph.operators:
+        if kinds[operator.opcodeIndex] != _RESIZING:
+            continue
+        ends = (operator.inputs[0], operator.outputs[0])
+        before, after = (tuple(map(int, graph.tensors[end].shape[1:3])) for end in ends)
+        if after != (2 * before[0], 2 * before[1]):
+            raise ValueError(
+                f"an operator resizes from {before} to {after}, expected a factor of 2"
+            )
+        operator.builtinOptions.halfPixelCenters = False
 
 
 def main(program: str, out: str, precision: str, ranges: str = "") -> None:

@@ -95,10 +95,10 @@ class Settings:
     trtexec: bool
 
     @classmethod
-    def of(cls, request: BuildRequest) -> Settings:
-        """Read the settings of a request; raise ConfigError if they are invalid."""
-        options, dynamic = request.options, request.manifest.input.batch == "dynamic"
-        kind, index = parse_device(request.device, runtime.DEVICES)
+    def of(cls, manifest: Manifest, options: Mapping[str, str], device: str = "auto") -> Settings:
+        """Read the settings of a build; raise ConfigError if they are invalid."""
+        dynamic = manifest.input.batch == "dynamic"
+        kind, index = parse_device(device, runtime.DEVICES)
         if "profile" in options and not dynamic:
             raise ConfigError("option profile is for graphs with a dynamic batch: omit it")
         workspace = options.get("workspace")
@@ -111,7 +111,7 @@ class Settings:
         return cls(
             gpu=0 if kind == "dla" else index or 0,
             dla=index if kind == "dla" else None,
-            precision=request.manifest.precision,
+            precision=manifest.precision,
             profile=_profile(options.get("profile", "1,4,8")) if dynamic else None,
             workspace=None if workspace is None else int(workspace),
             version_compatible=_switch(options, "version-compatible", "no"),

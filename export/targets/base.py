@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, Manifest
@@ -18,12 +18,22 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import parse_device
 
+if TYPE_CHECKING:
+    from y7edge.export.calibration import Calibration
+
 
 @dataclass(frozen=True)
 class Unprovable:
-    """The reason why no runtime can run a target's artifacts."""
+    """The reason why no runtime can run a target's artifacts here.
+
+    Attributes:
+        reason: The reason, for messages.
+        runtime: Name of the runtime that runs them on another machine, where `y7edge selftest`
+            completes the proof; None if there is none.
+    """
 
     reason: str
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class BuildRequest:
         manifest: The manifest without payload digest, probes and parity report.
         folder: An empty folder for the files.
         name: Name of the main file; side files have the same stem.
+        calibration: Images for the vendor's quantisation, if ``Target.CALIBRATES``; else None.
         device: The device to build for, if the toolkit builds for a device.
         options: Options of the target, by the names in ``OPTIONS``.
         progress: Called with one line for each step of a long build, and for each result that is
@@ -48,6 +59,7 @@ class BuildRequest:
     manifest: Manifest
     folder: Path
     name: str
+    calibration: Calibration | None = None
     device: str = "auto"
     options: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
@@ -75,7 +87,7 @@ class Target(Protocol):
     PROFILES: tuple[str, ...]
     """Profiles of the QDQ graphs that the target takes, the default first; () if it takes none."""
     INPUTS: tuple[str, ...]
-    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
+    """Supported inputs, the default first: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0..255)."""
     OUTPUTS: tuple[str, ...]
     """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
     BATCHES: tuple[str, ...]
@@ -86,6 +98,10 @@ class Target(Protocol):
     """Name of each option of this target -> its description."""
     REWRITES: tuple[str, ...]
     """Names of the rewrites (``graph.rewrites``) that are used if they apply to the model."""
+    INT8_HEADS: bool
+    """Whether int8 graphs must compute in integers only: with the heads, and no layer in float."""
+    CALIBRATES: bool
+    """Whether ``build`` hands over calibration images, for all precisions."""
     NEEDS_CHECKPOINT: bool
     """Whether ``build`` converts the folded checkpoint instead of the ONNX file."""
 
@@ -122,13 +138,35 @@ def require_offered(
         *(("option", option, tuple(target.OPTIONS)) for option in options),
     ):
         if asked not in known:
+            why = getattr(target, "REFUSED", {}).get(asked)  # the reason, if the target gives one
             raise ConfigError(
-                f"target {target.NAME} has no {what} {asked!r}; "
+                f"target {target.NAME} has no {what} {asked!r}{f': {why}' if why else ''}; "
                 f"{'choose from ' + ', '.join(known) if known else 'it has no options'}"
             )
 
 
+def is_handover(target: Target) -> bool:
+    """Return whether a target writes a folder for a vendor's converter."""
+    return target.SUFFIX.endswith(".handover")
+
+
+def runtime_of(target: Target) -> str | None:
+    """Return the runtime that reads a target's artifacts, here or on another machine, if any."""
+    return target.RUNTIME if isinstance(target.RUNTIME, str) else target.RUNTIME.runtime
+
+
+def require_fit(target: Target, manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if a target refuses a model or the value of an option.
+
+    A target that refuses some has a function ``require_fit(manifest, options)``, which is called
+    before the export begins. ``manifest``: that of the float graph.
+    """
+    check = getattr(target, "require_fit", None)
+    if check is not None:
+        check(manifest, options)
+
+
 def require_device(target: Target, device: str) -> None:
     """Raise ConfigError unless the target's runtime supports this device name."""
-    if isinstance(target.RUNTIME, str):
-        parse_device(device, registry.get(target.RUNTIME).DEVICES)
+    if runtime := runtime_of(target):
+        parse_device(device, registry.get(runtime).DEVICES)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +26,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, in_layout
 from y7edge.errors import ExportError
 from y7edge.export import converters
+from y7edge.export.targets import _litert_convert
 from y7edge.export.targets.base import BuildRequest
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import tflite
@@ -50,9 +53,11 @@ BATCHES = ("1", "N")
 RUNTIME = "tflite"
 OPTIONS: dict[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = True
 
-_PACKAGES = ("litert-torch", "litert-converter", "ai-edge-quantizer", "torch")
+_PACKAGES = ("litert-torch>=0.10", "litert-converter", "ai-edge-quantizer", "torch")
 _RECIPE = "python -m venv ENV && ENV/bin/pip install litert-torch==0.10.0 torch==2.13.0"
 _SECONDS = 3600
 _LISTED = {"Conv": "CONV_2D", "Concat": "CONCATENATION", "Add": "ADD"}  # ONNX: LiteRT
@@ -66,8 +71,46 @@ def build(request: BuildRequest) -> Artifact:
         ExportError: torch or litert-torch cannot convert the model.
         RuntimeMissing: there is no interpreter with litert-torch.
     """
+    return Artifact(request.path, convert(request, request.path))
+
+
+def convert_for_compiler(
+    request: BuildRequest, path: Path, *, half_pixels: bool = True
+) -> Manifest:
+    """Write the model as a .tflite file for a vendor's compiler; see ``_litert_convert.plain``.
+
+    In int8, the file computes in integers only, as integer NPUs require. Arguments, result and
+    errors are those of ``convert``.
+
+    Raises:
+        ExportError: a layer is to stay in float.
+    """
+    described = request.manifest.quantization
+    if described is not None and described.kept:
+        raise ExportError(
+            f"target {request.manifest.target} needs a file that computes in integers only, but "
+            f"{described.kept[0]} would stay in float: use precision int8 with all layers quantised"
+        )
+    manifest = convert(request, path)
+    try:
+        _litert_convert.plain(str(path), half_pixels=half_pixels)
+    except Exception as error:  # flatbuffers has no exception class
+        raise _unreadable("litert-torch", error) from error
+    return manifest
+
+
+def convert(request: BuildRequest, path: Path) -> Manifest:
+    """Write the model to the .tflite file ``path``.
+
+    Returns:
+        The manifest with layouts, dtypes and scales of the file's tensors.
+
+    Raises:
+        ExportError: torch or litert-torch cannot convert the model.
+        RuntimeMissing: there is no interpreter with litert-torch.
+    """
     python = _interpreter()
-    converters.require_packages(python, _PACKAGES, _RECIPE)
+    interpreters.require_packages(python, _PACKAGES, _RECIPE)
     manifest, checkpoint = request.manifest, cast(Checkpoint, request.checkpoint)
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         program, made = Path(name) / "model.pt2", Path(name) / "model.tflite"
@@ -80,8 +123,8 @@ def build(request: BuildRequest) -> Artifact:
             command.append(str(ranges))
         _export(checkpoint, manifest, program)
         converters.run(command, Path(name), "litert-torch", made, _SECONDS)
-        made.rename(request.path)
-    return Artifact(request.path, _described(request.path, manifest))
+        made.rename(path)
+    return _described(path, manifest)
 
 
 def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, list[Any]]]:
@@ -91,7 +134,8 @@ def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, l
         The checkpoint with the graph's weights and biases. By operator of LiteRT, in the order of
         rows: the range of the output of each concatenation and addition; for each convolution a
         SHA-256 of its weights (O, H, W, I), and the ranges ``written`` of its output and
-        ``activated`` behind its activation. Ranges are None if the tensor is not quantised.
+        ``activated`` behind its activation. Ranges are None if the tensor is not quantised. A ReLU
+        is a part of the convolution, so both are those behind it.
     """
     import onnx
     from onnx import numpy_helper
@@ -115,11 +159,13 @@ def _of_qdq(path: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, l
         (tensor,) = node.output
         if node.op_type == "Conv":
             weight = arrays[node.input[1].removesuffix("/dequantized")].transpose(0, 2, 3, 1)
+            nodes, end = wiring.activation(node)
+            clips = [n.op_type for n in nodes] == ["Relu"] and node.input[1] in graph.constants
             found[_LISTED["Conv"]].append(
                 {
                     "weights": hashlib.sha256(weight.astype("<f4").tobytes()).hexdigest(),
-                    "written": _range(graph.tensors.get(tensor)),
-                    "activated": _range(graph.tensors.get(wiring.activation(node)[1])),
+                    "written": _range(graph.tensors.get(end if clips else tensor)),
+                    "activated": _range(graph.tensors.get(end)),
                 }
             )
         elif node.op_type in _LISTED:
@@ -160,17 +206,53 @@ def _described(path: Path, manifest: Manifest) -> Manifest:
     return replace(manifest, input=image, outputs=outputs, opset=None)
 
 
+def kinds(path: Path, writer: str) -> Counter[str]:
+    """Return the number of operators of a .tflite file by kind, such as "CONV_2D".
+
+    Raises:
+        ExportError: the file, which the program ``writer`` wrote, cannot be read.
+    """
+    try:
+        return Counter(kind for kind, _, _ in _litert_convert.operators(str(path)))
+    except Exception as error:  # flatbuffers has no exception class
+        raise _unreadable(writer, error) from error
+
+
+def ends(path: Path, writer: str) -> list[tuple[object, ...]]:
+    """Return name, shape, dtype, scale and zero point of the inputs and outputs of a file.
+
+    Raises:
+        ExportError: the file, which the program ``writer`` wrote, cannot be read.
+    """
+    try:
+        _, graph = _litert_convert.opened(str(path))
+        return [_end(graph.tensors[index]) for index in (*graph.inputs, *graph.outputs)]
+    except Exception as error:  # flatbuffers has no exception class
+        raise _unreadable(writer, error) from error
+
+
+def _end(tensor: Any) -> tuple[object, ...]:
+    numbers = tensor.quantization
+    lists = () if numbers is None else (numbers.scale, numbers.zeroPoint)
+    scale, zero = (tuple(map(float, () if one is None else one)) for one in lists or (None, None))
+    return tensor.name.decode(), tuple(map(int, tensor.shape)), int(tensor.type), scale, zero
+
+
+def _unreadable(writer: str, error: Exception) -> ExportError:
+    return ExportError(f"{writer} wrote a .tflite file that cannot be read: {one_line(error)}")
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the converter's packages.
 
     Raises:
         RuntimeMissing: there is no interpreter with litert-torch.
     """
-    return converters.require_packages(_interpreter(), _PACKAGES, _RECIPE)
+    return interpreters.require_packages(_interpreter(), _PACKAGES, _RECIPE)
 
 
 def _interpreter() -> Path:
-    return converters.find_interpreter(NAME, "litert_torch", _RECIPE)
+    return interpreters.find_interpreter(NAME, "litert_torch", _RECIPE)
 
 
 def _export(checkpoint: Checkpoint, manifest: Manifest, path: Path) -> None:

@@ -33,6 +33,8 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "mnnrt"
 OPTIONS: Mapping[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 _SECONDS = 600

@@ -29,6 +29,8 @@ BATCHES = ("1",)
 RUNTIME = "ncnnrt"
 OPTIONS: dict[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 _SECONDS = 600  # the largest variant takes 30 s

@@ -19,6 +19,8 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "onnxrt"
 OPTIONS: Mapping[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 

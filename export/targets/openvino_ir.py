@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ExportError
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import ov
@@ -23,6 +25,8 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "ov"
 OPTIONS: Mapping[str, str] = {}
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 
@@ -32,8 +36,23 @@ def build(request: BuildRequest) -> Artifact:
     Raises:
         ExportError: OpenVINO cannot read the graph or write the files.
     """
+    weights = convert(request, request.path)
+    return Artifact(request.path, described(request), (weights,))
+
+
+def described(request: BuildRequest) -> Manifest:
+    """Return the manifest of the IR, which has no opset of ONNX."""
+    return replace(request.manifest, opset=None)
+
+
+def convert(request: BuildRequest, path: Path) -> Path:
+    """Write the graph as IR to ``path`` (.xml), and its weights beside it; return their path.
+
+    Raises:
+        ExportError: OpenVINO cannot read the graph or write the files.
+    """
     engine = ov.load_engine()
-    main, weights = ov.files(request.path)
+    main, weights = ov.files(path)
     try:
         model = ov.open_core().read_model(str(request.model))
         for key in list(model.rt_info):  # metadata of the ONNX file, such as its manifest
@@ -47,7 +66,7 @@ def build(request: BuildRequest) -> Artifact:
         engine.save_model(model, str(main), compress_to_fp16=False)
     except Exception as error:  # OpenVINO has no common exception class
         raise ExportError(f"OpenVINO cannot convert the graph: {one_line(error)}") from error
-    return Artifact(main, replace(request.manifest, opset=None), (weights,))
+    return weights
 
 
 def versions() -> dict[str, str]:

@@ -79,7 +79,8 @@ def _converter(name: str, lacking: Sequence[str]) -> Converter:
         return Converter(name, suffix, exports=False, builds=False, reason=str(error))
     # `build` starts from an ONNX artifact, and its result is proved by a runtime.
     provable = not isinstance(target.RUNTIME, Unprovable)
-    builds = name != "onnx" and provable and not target.NEEDS_CHECKPOINT
+    onnx_only = not target.NEEDS_CHECKPOINT and not target.CALIBRATES
+    builds = name != "onnx" and provable and onnx_only
     reason = f"builds {suffix} files"
     if lacking:
         needed = f"`y7edge export` needs {', '.join(lacking)}: pip install 'y7edge[export]'"

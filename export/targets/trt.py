@@ -26,6 +26,7 @@ from itertools import groupby
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError, ExportError, RuntimeMissing, Y7EdgeError, needing
 from y7edge.export.targets import _trt_cache, _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
@@ -50,12 +51,19 @@ BATCHES = ("1", "N", "dynamic")
 RUNTIME = "trt"
 OPTIONS = _trt_settings.OPTIONS
 REWRITES: tuple[str, ...] = ()
+INT8_HEADS = False
+CALIBRATES = False
 NEEDS_CHECKPOINT = False
 
 _MIB = 1 << 20
 _LOADABLES = 16  # networks that a DLA core can hold ("DLA Supported Layers and Restrictions")
 # Messages of TensorRT and of the driver that ask for a smaller workspace.
 _MEMORY = re.compile(r"out of ?memory|insufficient memory|NvMapMem|cudaMalloc|bad_alloc", re.I)
+
+
+def require_fit(manifest: Manifest, options: Mapping[str, str]) -> None:
+    """Raise ConfigError if an option is invalid."""
+    Settings.of(manifest, options)
 
 
 def build(request: BuildRequest) -> Artifact:
@@ -69,7 +77,7 @@ def build(request: BuildRequest) -> Artifact:
             in another precision than the graph.
         RuntimeMissing: TensorRT or pycuda cannot be imported.
     """
-    settings = Settings.of(request)
+    settings = Settings.of(request.manifest, request.options, request.device)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
     require_graph(request)

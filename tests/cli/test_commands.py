@@ -103,6 +103,23 @@ def test_info_for_people(
     assert "8, 16, 32" in capsys.readouterr().out
 
 
+def test_info_as_a_c_header(
+    artifact_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The header is written to a file or printed; it exists for artifacts with heads only."""
+    header = tmp_path / "model.h"
+    assert main(["info", str(artifact_path), "--c-header", str(header), "--json"]) == 0
+    printed = capsys.readouterr()
+    digest = json.loads(printed.out)["digest"]
+    assert printed.err == f"written to {header}\n" and f'"{digest}"' in header.read_text("ascii")
+    assert main(["info", str(artifact_path), "--c-header", "-"]) == 0
+    assert capsys.readouterr().out == header.read_text("ascii")
+    assert main(["info", "yolov7", "--c-header", str(header)]) == 1
+    assert "--c-header describes an artifact" in capsys.readouterr().err
+    assert main(["info", str(artifact_path), "--c-header", str(tmp_path)]) != 0
+    assert "a folder exists there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("subject", "problem"),
     [("yolov7-tny", "did you mean yolov7-tiny"), ("a/b.onnx", "there is no file a/b.onnx")],

@@ -134,6 +134,9 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
         ("--cache tape", "cache must be one of auto, ram, disk, none, not 'tape'"),
         ("--precision fp8", "precision must be one of auto"),
         ("--batch 3 --devices 2", "batch must be a multiple of 2"),
+        ("--act mish", "act must be one of relu, leaky, silu, hardswish, not 'mish'"),
+        ("--act leaky_relu", "act must be one of relu, leaky"),
+        ("--qat m.safetensors --act relu", "without a recipe: omit --act"),
     ],
 )
 def test_invalid_options_are_refused(
@@ -168,6 +171,13 @@ def test_a_profile_trains_nothing(
     assert not asked
 
 
+def test_activation(train: Train) -> None:
+    assert train().act is None
+    assert train("--act", "relu").act == "relu"
+    config = train("--model", "yolov7-w6-hardswish", "--act", "leaky")
+    assert (config.model, config.act, config.recipe) == ("yolov7-w6-hardswish", "leaky", P6)
+
+
 def test_resume_alone(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", "runs/x", "--json"]) == 0
     assert asked == {"resume": Path("runs/x")}
@@ -177,10 +187,10 @@ def test_resume_alone(asked: dict[str, Any], capsys: pytest.CaptureFixture[str])
 def test_resume_takes_no_other_options(
     asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["train", "--resume", "runs/x", "--data", "d", "--no-autoanchor", "--epochs", "300"]
+    line = ["train", "--resume", "runs/x", "--data", "d", "--act", "relu", "--epochs", "300"]
     assert main(line) == 1
     error = capsys.readouterr().err
-    assert "omit --data, --no-autoanchor, --epochs, or start a new run with" in error
+    assert "omit --data, --act, --epochs, or start a new run with" in error
     assert not asked
 
 

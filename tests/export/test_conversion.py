@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from tests import tampering
 from tests.blocking import BLOCKER
+from tests.runtimes.conftest import HANDOVERS
 from y7edge import Detector
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.description import kind_of_outputs
@@ -34,7 +35,10 @@ OTHERS = [
     for name in targets.names()
     if name != "onnx"
     and not targets.get(name).NEEDS_CHECKPOINT
+    and not targets.get(name).CALIBRATES
     and not isinstance(targets.get(name).RUNTIME, Unprovable)
+    and "fp32" in targets.get(name).PRECISIONS  # precision and outputs of the ONNX artifact
+    and "heads" in targets.get(name).OUTPUTS
 ]
 
 
@@ -184,7 +188,7 @@ def test_rewrites_that_a_target_misses_are_reported(rotten, artifact_path, tmp_p
     ]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in HANDOVERS])
 def test_metadata_is_not_copied(name, artifact_path, narrow_tiny, tmp_path):
     """What is built from an artifact is what is built from its graph alone."""
     target = targets.get(name)
@@ -214,7 +218,8 @@ def test_unsupported_targets_are_refused(rotten, artifact_path, tmp_path):
             build(source, out, target="rotten")
 
     rejected("converts checkpoints, not ONNX files", NEEDS_CHECKPOINT=True)
-    rejected("cannot be proved .no engine", NEEDS_CHECKPOINT=False, RUNTIME=Unprovable("no engine"))
+    rejected("hands over calibration images", NEEDS_CHECKPOINT=False, CALIBRATES=True)
+    rejected("cannot be proved .no engine", CALIBRATES=False, RUNTIME=Unprovable("no engine"))
     rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS={"fp16": "fp16"})
     rejected("no outputs 'heads'", PRECISIONS={"fp32": "fp32"}, OUTPUTS=("decoded",))
     rotten.OUTPUTS = ("heads",)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from y7edge.artifact.reports import AccuracyDifference
-from y7edge.errors import ConfigError
-from y7edge.export.fallback import Attempt, Options, fall_back
+from y7edge.artifact.reports import AccuracyDifference, FallbackStep
+from y7edge.errors import ConfigError, ParityError
+from y7edge.export.fallback import Attempt, Options, fall_back, quantized
 from y7edge.export.graph.quantize_ranges import METHODS
 from y7edge.export.targets import registry as targets
 
@@ -88,3 +88,32 @@ def test_the_help_names_all_range_methods():
 
     option = get_args(get_type_hints(export, include_extras=True)["ranges"])[1]
     assert option.metavar in ("|".join(METHODS), "{ranges}")
+
+
+class Drops:
+    """A calibrated graph whose artifacts all lose too much."""
+
+    def __init__(self, integers_only):
+        self.integers_only, self.ordered = integers_only, 0
+
+    def share(self, kept):
+        return 1 - len(kept) / 40
+
+    def order(self):
+        self.ordered += 1
+        return ORDER
+
+    def attempt(self, kept, build, measure):
+        accuracy = AccuracyDifference("d", "val", 8, 0.5, 0.49, 0.005)
+        step = FallbackStep(tuple(kept), self.share(kept), 0.49, 0.01)
+        return Attempt(SimpleNamespace(), accuracy, step)
+
+
+@pytest.mark.parametrize("integers_only", [False, True])
+def test_a_target_of_integers_only_takes_no_layers_in_float(integers_only):
+    source = Drops(integers_only)
+    tried = "all layers in integers, as the target requires" if integers_only else "20 more conv"
+    with pytest.raises(ParityError, match=rf"drops by 0.0100 or more, .* {tried}") as caught:
+        quantized(source, None, lambda _: None, "nothing was written")
+    assert source.ordered == (not integers_only)
+    assert len(caught.value.report.fallback) == (1 if integers_only else 7)

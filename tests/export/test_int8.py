@@ -167,7 +167,7 @@ def test_images_of_the_evaluation_never_calibrate(data, baseline, tmp_path):
     told, gate = [], accuracy.MapGate(baseline, DROP)
 
     def chosen(folder, gate):
-        found = Options(calib=folder).choose(CHECKPOINT, gate, told.append)
+        found = Options(calib=folder).choose(CHECKPOINT, gate, told.append, targets.get("onnx"))
         return len(found.images)
 
     assert chosen(data.parent / "images" / "train", gate) == COUNT

@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -159,6 +160,19 @@ def test_a_targets_own_rewrites_apply_if_they_can(narrow_tiny, tmp_path, monkeyp
     assert made.manifest.tools["rewrites"] == "pool3x3, leaky-max"
 
 
+def test_rewrites_of_float_graphs_are_left_out_in_int8(tmp_path, monkeypatch):
+    checkpoint = random_weights(scale(models.get("yolov7-tiny-silu", nc=2), width=0.25))
+    monkeypatch.setattr(targets.get("onnx"), "REWRITES", ("silu-tanh", "pool3x3"))
+    made = export(checkpoint, tmp_path / "m.onnx", imgsz=SIZE)
+    assert made.manifest.tools["rewrites"] == "pool3x3, silu-tanh"
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 96, 3), np.uint8))
+    options = {"precision": "int8", "calib": tmp_path, "unverified": "random weights"}
+    made = export(checkpoint, tmp_path / "i.onnx", imgsz=SIZE, **options)
+    assert made.manifest.tools["rewrites"] == "pool3x3"
+    with pytest.raises(ConfigError, match="silu-tanh is for float graphs: omit it"):
+        export(checkpoint, tmp_path / "j.onnx", imgsz=SIZE, rewrites=["silu-tanh"], **options)
+
+
 def test_manifest_content(narrow_tiny, tmp_path):
     meta = {**narrow_tiny.meta, "licence": "CC0-1.0", "thresholds": {"conf": 0.4}}
     checkpoint = replace(narrow_tiny, meta=meta)
@@ -244,7 +258,7 @@ def test_the_package_offers_its_functions():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"target": "rknn"}, "no target 'rknn'; choose from "),
+        ({"target": "abacus"}, "no target 'abacus'; choose from "),
         ({"outputs": "boxes"}, "no outputs 'boxes'; choose from heads, heads-sigmoid, decoded"),
         ({"input": "float16"}, "no input 'float16'; choose from float32, uint8"),
         ({"rewrites": ["pool5"]}, "no rewrite 'pool5'; choose from pool3x3"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import ClassVar
 import cv2
 import pytest
 
-from tests.runtimes.conftest import PROVABLE, skip_unless_built_here
+from tests.runtimes.conftest import HANDOVERS, PROVABLE, skip_unless_built_here
 from y7edge import Detector, plugins
 from y7edge.artifact.artifact import Artifact, digest_files, sidecar
 from y7edge.cli import main
@@ -20,12 +21,13 @@ from y7edge.data.synthetic import scenes
 from y7edge.detect.selftest import selftest
 from y7edge.errors import ArtifactError, ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import delivery, export
+from y7edge.export.calibration import choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
 from y7edge.export.graph.quantize import PROFILES
 from y7edge.export.graph.rewrites import REWRITES, choose
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Unprovable
+from y7edge.export.targets.base import BuildRequest, Unprovable, require_fit
 from y7edge.models import weights
 from y7edge.runtimes import registry
 
@@ -55,6 +57,15 @@ def announce(monkeypatch):
     plugins._announced.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with two images to calibrate int8."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(2):
+        cv2.imwrite(str(folder / f"{seed}.png"), scenes.scene(seed, (120, 160)).image)
+    return folder
+
+
 def request(checkpoint, draft, folder, name):
     folded = fold_checkpoint(checkpoint)
     model = folder / "graph.onnx"
@@ -72,14 +83,14 @@ def test_members(name):
     target = targets.get(name)
     assert name == target.NAME
     assert target.SUFFIX.startswith(".")
-    assert next(iter(target.PRECISIONS)) == "fp32"
+    assert target.PRECISIONS
     assert set(target.PRECISIONS.values()) <= {"fp32", "fp16", "int8"}
     assert "1" in target.BATCHES
     assert set(target.BATCHES) <= {"1", "N", "dynamic"}
     assert set(target.OUTPUTS) <= {"heads", "heads-sigmoid", "decoded", "nms"}
     assert ("int8" in target.PRECISIONS) == bool(target.PROFILES)
     assert set(target.PROFILES) <= set(PROFILES)
-    assert target.INPUTS[0] == "float32"
+    assert target.INPUTS
     assert set(target.INPUTS) <= {"float32", "uint8"}
     assert set(target.REWRITES) <= set(REWRITES)
     assert all(requirement.startswith("y7edge[") for requirement in target.NEEDS.values())
@@ -87,19 +98,37 @@ def test_members(name):
     assert isinstance(target.NEEDS_CHECKPOINT, bool)
     if not isinstance(target.RUNTIME, Unprovable):
         runtime = registry.get(target.RUNTIME)
-        assert target.SUFFIX in runtime.FORMATS
-        assert name in runtime.TARGETS
+        assert target.SUFFIX.endswith(runtime.FORMATS)
+        assert name in runtime.TARGETS or f".{name}.handover" == target.SUFFIX
 
 
-@pytest.mark.parametrize("name", targets.names())
-def test_the_same_request_gives_the_same_bytes(name, narrow_tiny, artifact_path, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "option"), [(n, option) for n in targets.names() for option in targets.get(n).OPTIONS]
+)
+def test_a_wrong_value_of_an_option_is_refused_before_calibration(name, option, artifact_path):
+    draft = registry.load(artifact_path).manifest
+    if option in ("profile", "max-batch", "queue-delay"):  # for dynamic batches
+        outputs = tuple(replace(o, shape=("dynamic", *o.shape[1:])) for o in draft.outputs)
+        draft = replace(draft, input=replace(draft.input, batch="dynamic"), outputs=outputs)
+    with pytest.raises(ConfigError, match="no such value"):
+        require_fit(targets.get(name), draft, {option: "no such value"})
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in targets.names() if next(iter(targets.get(n).PRECISIONS)) != "int8"]
+)
+def test_the_same_request_gives_the_same_bytes(
+    name, narrow_tiny, artifact_path, tmp_path, pictures
+):
     target = targets.get(name)
     skip_unless_built_here(target)
     draft = registry.load(artifact_path).manifest
+    calibration = choose_images(pictures, draft.names) if target.CALIBRATES else None
     built = []
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
-        made = target.build(request(narrow_tiny, draft, folder, f"robot{target.SUFFIX}"))
+        asked = request(narrow_tiny, draft, folder, f"robot{target.SUFFIX}")
+        made = target.build(replace(asked, calibration=calibration))
         assert made.path == folder / "out" / f"robot{target.SUFFIX}"
         assert set(made.files) == set((folder / "out").iterdir())
         built.append(delivery.seal(made, target))
@@ -111,8 +140,8 @@ def test_the_same_request_gives_the_same_bytes(name, narrow_tiny, artifact_path,
 
 KINDS = [
     (name, outputs, precision)
-    for name in PROVABLE
-    for outputs in targets.get(name).OUTPUTS
+    for name in PROVABLE + HANDOVERS
+    for outputs in targets.get(name).OUTPUTS[: 1 if name in HANDOVERS else None]
     for precision in targets.get(name).PRECISIONS
     if (precision != "int8" or outputs.startswith("heads"))
     and (name, outputs, precision)
@@ -124,17 +153,10 @@ KINDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder with two images to calibrate int8."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed in range(2):
-        cv2.imwrite(str(folder / f"{seed}.png"), scenes.scene(seed, (120, 160)).image)
-    return folder
-
-
 @pytest.mark.parametrize(("name", "outputs", "precision"), KINDS)
-def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, tmp_path, pictures):
+def test_every_kind_is_proved_and_loaded(
+    name, outputs, precision, narrow_tiny, tmp_path, pictures, monkeypatch
+):
     target = targets.get(name)
     skip_unless_built_here(target)
     out = tmp_path / f"m{target.SUFFIX}"
@@ -142,10 +164,13 @@ def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, 
     checkpoint = narrow_tiny
     if precision == "bf16":  # random weights amplify its rounding errors beyond the tolerance
         checkpoint = weights.load(REFERENCE / "demo.safetensors")
+        monkeypatch.chdir(tmp_path)  # without the data set that `make demo` writes
     else:
         options["imgsz"] = SIZE
     if precision == "int8":
-        options |= {"calib": pictures, "unverified": "random weights"}
+        options |= {"unverified": "random weights"}
+    if precision == "int8" or target.CALIBRATES:
+        options |= {"calib": pictures}
     try:
         made = export(checkpoint, out, target=name, **options)
     except DeviceError as error:
@@ -155,6 +180,8 @@ def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, 
     assert (made.manifest.target, made.manifest.precision) == (name, precision)
     assert made.manifest.parity["engine"] == target.RUNTIME
     assert {file.name for file in made.files} == {file.name for file in tmp_path.iterdir()}
+    if name in HANDOVERS:
+        assert registry.check_payload(made)
     assert len(export(checkpoint, out, target=name, **options).files) == len(made.files)
 
 
@@ -213,6 +240,8 @@ class Paper:
     INPUTS, OUTPUTS, BATCHES, REWRITES = ("float32",), ("heads",), ("1",), ()
     RUNTIME = Unprovable("paper has no engine")
     OPTIONS: ClassVar = {"ink": "colour of the ink"}
+    INT8_HEADS = False
+    CALIBRATES = False
     NEEDS_CHECKPOINT = True
 
     def __init__(self):
@@ -358,7 +387,7 @@ def test_the_main_file_goes_last(announce, narrow_tiny, tmp_path, monkeypatch):
     assert moved == ["m.notes", "m.paper.json", "m.paper"]
 
 
-@pytest.mark.parametrize("name", PROVABLE)
+@pytest.mark.parametrize("name", [*PROVABLE, "triton"])
 def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
     skip_unless_built_here(target)
@@ -367,7 +396,8 @@ def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_pat
 
     def losing(pairs, check):
         def spoil():
-            largest = max((place for _, place in pairs), key=lambda path: path.stat().st_size)
+            placed = [file for _, place in pairs for file in (place, *place.rglob("*"))]
+            largest = max(filter(Path.is_file, placed), key=lambda path: path.stat().st_size)
             raw = bytearray(largest.read_bytes())
             raw[len(raw) // 2] ^= 1
             largest.write_bytes(raw)
@@ -382,7 +412,7 @@ def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_pat
     assert registry.check_payload(older)
 
 
-@pytest.mark.parametrize("name", PROVABLE)
+@pytest.mark.parametrize("name", [*PROVABLE, "triton"])
 def test_unreadable_artifact_is_not_delivered(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
     skip_unless_built_here(target)
@@ -409,7 +439,7 @@ def _deliver(path, out, queue):
         queue.put(repr(error))
 
 
-@pytest.mark.parametrize("name", PROVABLE)
+@pytest.mark.parametrize("name", [*PROVABLE, "triton"])
 def test_concurrent_exports_leave_one_complete_artifact(name, narrow_tiny, tmp_path):
     target = targets.get(name)
     skip_unless_built_here(target)

@@ -570,7 +570,7 @@ def test_torch_and_onnx_are_not_needed(artifact_path):
         "manifest = registry.load(path).manifest\n"
         "request = BuildRequest(path, None, manifest, path.parent, 'm.engine', device='cuda:0')\n"
         "trt.require_graph(request)\n"
-        "print(Settings.of(request).typing('10.3.0'))\n"
+        "print(Settings.of(manifest, {}, 'cuda:0').typing('10.3.0'))\n"
     )
     blocked = {"torch", "onnx", "onnxsim"}
     done = subprocess.run(
@@ -602,7 +602,9 @@ ORIN = Device("x", "8.7", 1, 1, True)
 
 def test_what_the_key_of_an_engine_contains(order, monkeypatch):
     def key(payload="p", version="10.3.0", board=ORIN, **options):
-        return Settings.of(order.request("fp16", **options)).key(payload, version, board)
+        asked = order.request("fp16", **options)
+        settings = Settings.of(asked.manifest, asked.options, asked.device)
+        return settings.key(payload, version, board)
 
     keys = [
         key(),

@@ -11,7 +11,9 @@ import torch
 from y7edge.errors import ConfigError
 from y7edge.models import registry, shapes
 from y7edge.models.scaling import scale
+from y7edge.models.spec import ACTS
 from y7edge.nn import create, from_checkpoint, to_checkpoint
+from y7edge.nn.blocks import is_activation
 from y7edge.nn.build import Model
 from y7edge.nn.random_weights import random_checkpoint, random_weights
 
@@ -46,6 +48,28 @@ def test_modes_and_layout(name):
     assert all(torch.equal(a, b) for a, b in zip(lead, both, strict=False))
     cells = sum(3 * 2 * (stride // step) ** 2 for step in model.spec.strides)
     assert tuple(model.decode(lead).shape) == (1, cells, 7)
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("leaky", lambda x: np.where(x < 0, 0.1 * x, x)),
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("hardswish", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    ],
+)
+def test_every_convolution_but_the_heads_has_the_chosen_activation(act, expected):
+    model = create("yolov7", nc=2, act=act)
+    assert model.spec.activation == ACTS[act]
+    found = [module for module in model.modules() if is_activation(module)]
+    kernels = sum(key.endswith("conv.weight") for key in model.state_dict())
+    branches = sum(row.block == "repconv" for row in model.spec.rows)
+    assert len(found) == kernels - branches
+    x = np.linspace(-8, 8, 33)
+    for module in found:
+        made = module(torch.from_numpy(x.copy())).numpy()
+        np.testing.assert_allclose(made, expected(x), atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "nc"), [("yolov7-tiny", 80), ("yolov7-w6", 1)])

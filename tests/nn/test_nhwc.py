@@ -17,8 +17,13 @@ from y7edge.nn import from_checkpoint
 from y7edge.nn.nhwc import ChannelsLast
 from y7edge.nn.random_weights import random_weights
 
+CASES = [
+    *(("yolov7-tiny", 3), ("yolov7-tiny", 1), ("yolov7-w6", 2)),
+    *(("yolov7-tiny-relu", 2), ("yolov7-tiny-hardswish", 2)),
+]
 
-@pytest.fixture(scope="module", params=[("yolov7-tiny", 3), ("yolov7-tiny", 1), ("yolov7-w6", 2)])
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     """(folded model, its manifest, images): NHWC and not square."""
     name, nc = request.param
@@ -41,8 +46,13 @@ def test_heads(case):
         planes = raw.permute(0, 2, 3, 1, 4).reshape(batch, rows, columns, -1)
         torch.testing.assert_close(head, planes, rtol=1e-5, atol=1e-5)
     assert not any(isinstance(m, nn.LeakyReLU) for m in module.modules())
-    if "tiny" in manifest.model:
+    if model.spec.activation == "leaky_relu":
         assert any(isinstance(m, nn.LeakyReLU) for m in model.modules()), "the model is a copy"
+        largest = [
+            max(m.kernel_size for m in some.modules() if isinstance(m, nn.MaxPool2d))
+            for some in (model, module)
+        ]
+        assert largest == [13, 5]  # MediaTek's accelerators take up to 8
 
 
 def test_decoded(case):

@@ -19,7 +19,14 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import missing
 
 SIZE = (64, 96)
-WITH_RUNTIME = [name for name in targets.names() if isinstance(targets.get(name).RUNTIME, str)]
+# Hand-overs are folders, run by the runtime of the model in them: see test_handover.py. RKNN takes
+# uint8 images and has no fp32: see test_rknnrt.py.
+HANDOVERS = [name for name in targets.names() if targets.get(name).RUNTIME == "handover"]
+WITH_RUNTIME = [
+    name
+    for name in targets.names()
+    if isinstance(targets.get(name).RUNTIME, str) and name not in (*HANDOVERS, "rknn")
+]
 # Target -> packages of its runtime that are missing here; ``test_contract`` reports them.
 ABSENT = {
     name: absent
@@ -63,7 +70,9 @@ class Made:
     def copy(self, folder: Path, name: str = "copy") -> Artifact:
         """All of its files under another name."""
         folder.mkdir(exist_ok=True)
-        main = folder / f"{name}{self.artifact.path.suffix}"
+        path = self.artifact.path
+        suffix = next(form for form in self.runtime.FORMATS if path.name.endswith(form))
+        main = folder / f"{name}{suffix}"
         copied = self.runtime.files(main)
         for source, destination in zip(self.artifact.files, copied, strict=True):
             if source.is_dir():
@@ -74,8 +83,11 @@ class Made:
 
     @property
     def device(self) -> str:
-        """Where the contract is tested: the CPU, or the first GPU of an engine for GPUs only."""
-        return "cpu" if "cpu" in self.runtime.DEVICES else f"{self.runtime.DEVICES[0]}:0"
+        """Where the contract is tested: the CPU, the first GPU, or the device of the machine."""
+        first, *others = self.runtime.DEVICES
+        if "cpu" in (first, *others):
+            return "cpu"
+        return f"{first}:0" if f"{first}:N" in others else self.runtime.available_devices()[0]
 
     @property
     def manifest_file(self) -> int:

@@ -59,6 +59,8 @@ class Machine:
         self.name = "Fake GPU"
         self.launch: Callable[[str, tuple, tuple, tuple], None] | None = None
         self.network: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+        # On a real GPU: adds the network to a stream; (address, shape, dtype) of each tensor.
+        self.enqueue: Callable[[int, dict[str, tuple]], None] | None = None
         for name, value in equipment.items():
             assert hasattr(self, name), name
             setattr(self, name, value)
@@ -635,8 +637,19 @@ def _tensorrt(machine: Machine) -> ModuleType:
             if not machine.asked("execute_async_v3") or self.shape[0] < 1:
                 return False
             assert set(self.addresses) == set(self.engine.tensors)
+            if machine.enqueue is not None:
+                machine.enqueue(stream_handle, self._places(self.shape[0]))
+                return True
             machine.streams[stream_handle].add(lambda count=self.shape[0]: self._work(count))
             return True
+
+        def _places(self, count: int) -> dict[str, tuple]:
+            """Return address, shape and dtype of each tensor."""
+            return {
+                name: (address, (count, *tensor["shape"][1:]), tensor["dtype"])
+                for name, address in self.addresses.items()
+                for tensor in (self.engine.tensors[name],)
+            }
 
         def _work(self, count: int) -> None:
             """Compute the outputs, as FakeSession does."""

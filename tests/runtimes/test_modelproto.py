@@ -336,3 +336,43 @@ def test_other_graphs_have_no_quantizers(artifact_path, tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ArtifactError, match="not a whole ONNX file"):
         _modelproto.read_quantizers(path)
+
+
+# --- an attribute replaced -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A file with one node that names another file, and with metadata."""
+    values = {"embed_mode": 0, "ep_cache_context": "a.bin", "notes": "ep_cache_context"}
+    node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", **values)
+    ends = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    proto = helper.make_model(helper.make_graph([node], "g", *([end] for end in ends)))
+    helper.set_model_props(proto, {"other": "kept", "y7edge": "manifest"})
+    path = tmp_path / "context.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("name", ["b.bin", "ö" * 300, ""])
+def test_an_attribute_is_replaced_and_nothing_else(context, name):
+    expected = onnx.load(context)
+    for attribute in expected.graph.node[0].attribute:
+        if attribute.name == "ep_cache_context":
+            attribute.s = name.encode()
+    changed = _modelproto.with_attribute(context, "ep_cache_context", name, MANIFEST_LIMIT)
+    assert onnx.load_from_string(changed) == expected
+
+
+def test_a_large_or_damaged_file_has_no_attribute_replaced(context):
+    with pytest.raises(ArtifactError, match="bytes, expected at most 10"):
+        _modelproto.with_attribute(context, "ep_cache_context", "b", 10)
+    context.write_bytes(context.read_bytes()[:-3])
+    with pytest.raises(ArtifactError, match="not a whole ONNX file"):
+        _modelproto.with_attribute(context, "ep_cache_context", "b", MANIFEST_LIMIT)
+
+
+def test_only_the_manifest_is_left_out(context):
+    left = onnx.load_from_string(_modelproto.without_manifest(context))
+    assert {entry.key: entry.value for entry in left.metadata_props} == {"other": "kept"}
+    assert left.graph == onnx.load(context).graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Artifact:
     @property
     def size(self) -> int:
         """Total size of all files in bytes."""
-        return sum(file.stat().st_size for file in _flat(self.files))
+        return sum(file.stat().st_size for file, _ in _flat(self.files))
 
 
 def require_files(files: Sequence[Path]) -> None:
@@ -67,14 +68,17 @@ def require_files(files: Sequence[Path]) -> None:
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
     """Return the SHA-256 over the length and the content of each file, in the given order.
 
-    A folder is replaced by all files in it, sorted by path. ``first``: the content to use for the
-    first file instead of its own.
+    A folder is replaced by all files in it, sorted by path, each after its path in the folder.
+    ``first``: the content to use for the first file instead of its own.
 
     Raises:
         ArtifactError: a file cannot be read, or is too large.
     """
     digest = hashlib.sha256()
-    for index, file in enumerate(_flat(files)):
+    for index, (file, inside) in enumerate(_flat(files)):
+        if inside is not None:
+            name = os.fsencode(inside)
+            digest.update(len(name).to_bytes(8, "little") + name)
         try:
             size = file.stat().st_size if index or first is None else len(first)
             if size > _LARGEST:
@@ -92,13 +96,18 @@ def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
     return digest.hexdigest()
 
 
-def _flat(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield the given files, and all files in the given folders, sorted by path."""
+def _flat(files: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
+    """Yield the given files, and all files in the given folders, sorted by path.
+
+    With each file in a folder, also yield its path in the folder; with others None.
+    """
     for file in files:
         if is_folder(file):
-            yield from sorted(path for path in file.rglob("*") if not is_folder(path))
+            found = (path for path in file.rglob("*") if not is_folder(path))
+            named = {path.relative_to(file).as_posix(): path for path in found}
+            yield from ((named[name], name) for name in sorted(named))
         else:
-            yield file
+            yield file, None
 
 
 # --- sidecar: a manifest beside the artifact, for formats that cannot contain it ------------------

@@ -273,8 +273,8 @@ class Probe:
 class Manifest:
     """Description of an artifact, with its proof (``parity`` and ``probes``).
 
-    ``engine`` is empty, except in files that run only on the kind of machine that built them: then
-    it names this machine and the settings of the build (see ``runtimes._trt_versions.mismatch``).
+    ``engine`` is empty, except in files that run only on one kind of machine: then it names this
+    machine and the settings of the build (see ``runtimes._trt_versions.mismatch``), or the chip.
     """
 
     model: str

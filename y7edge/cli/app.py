@@ -20,8 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from y7edge import __version__
+from y7edge.cli.audit import audit
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.build import build
+from y7edge.cli.calibration import calibration
 from y7edge.cli.check import check
 from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
@@ -55,7 +57,9 @@ COMMANDS: dict[Callable[..., None], str] = {
     predict: "y7edge predict tiny.onnx images/ --save out/",
     live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
+    audit: "y7edge audit yolov7-w6 --target kl720",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+    calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out images",
     sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
     optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
@@ -73,6 +77,8 @@ EXTRAS = {
     "live": "cpu",
     "val": "opencv,eval",
     "data": "opencv,eval",
+    "audit": "export",
+    "calibration": "export",
     "export": "export",
     "sensitivity": "train",
     "optimize": "train",

@@ -119,6 +119,7 @@ def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
         *table([("target", "export", "build", "why"), *map(_converter, converters)]),
         "",
         *table([("package", "version"), *packages]),
+        *(f"warning: {text}" for text in report.empty),
         "",
         *table([("purpose", "ready"), *purposes]),
     ]

@@ -77,14 +77,14 @@ def check(
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
-    with _bar("images") as progress:
+    with bar("images") as progress:
         report = examine(data, imgsz=imgsz, progress=progress)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
     fixed = None
     if fix is not None:
-        with _bar("copied") as progress:
+        with bar("copied") as progress:
             fixed = write_copy(report, fix, progress=progress)
         result["fix"] = fixed.record()
     if as_json:
@@ -104,7 +104,7 @@ def check(
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Show a progress bar, and yield its update function; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None

@@ -28,25 +28,46 @@ Out = Annotated[
         metavar="FILE", help="The artifact; default: CHECKPOINT with the target's suffix."
     ),
 ]
-Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
-_Outputs = Annotated[
+Target = Annotated[
     str,
     typer.Option(
+        metavar="{targets}",
+        help="Kind of artifact to build; export only: all-here, all that can be made on this "
+        "machine.",
+    ),
+]
+_Outputs = Annotated[
+    str | None,
+    typer.Option(
         metavar="{outputs}",
-        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes.",
+        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes; "
+        "default: the target's first, usually heads.",
     ),
 ]
 _Input = Annotated[
-    str,
-    typer.Option(metavar="{inputs}", help="NCHW, values 0 to 1; or NHWC, values 0 to 255."),
+    str | None,
+    typer.Option(
+        metavar="{inputs}",
+        help="NCHW, values 0 to 1; or NHWC, values 0 to 255; default: the target's first, usually "
+        "float32.",
+    ),
 ]
 _Rewrites = Annotated[
     list[str] | None,
     typer.Option(
-        "--rewrite", metavar="NAME", help="Rewrite a part of the graph; repeatable: {rewrites}."
+        "--rewrite",
+        metavar="NAME",
+        help="Rewrite a part of the graph; repeatable: {rewrites}, or auto: what the target's chip "
+        "needs (--option chip=NAME).",
     ),
 ]
-_Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
+_Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="{precisions}",
+        help="Precision of the artifact; default: the target's first, usually fp32.",
+    ),
+]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
 _Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
 _Simplify = Annotated[
@@ -110,12 +131,13 @@ _QuantizeHeads = Annotated[
 
 
 def export(
+    context: typer.Context,
     checkpoint: _Checkpoint,
     out: Out = None,
     target: Target = "onnx",
-    outputs: _Outputs = "heads",
-    input: _Input = "float32",
-    precision: _Precision = "fp32",
+    outputs: _Outputs = None,
+    input: _Input = None,
+    precision: _Precision = None,
     imgsz: Size = None,
     batch: _Batch = 1,
     dynamic: _Dynamic = False,
@@ -142,7 +164,19 @@ def export(
     is printed, no file is written and the exit code is 4.
 
     An int8 artifact needs --data: layers go back to float until the drop of the mAP is accepted.
+
+    With --target all-here, --out is a folder. It gets every kind of artifact that can be made on
+    this machine, and the table says how far each was proved: run, emulated, handed over to a
+    vendor's converter, or not run. int8 artifacts and hand-overs need --data or --calib.
     """
+    if target == "all-here":
+        from y7edge.cli.all_here import export_all
+
+        calibration = (calib, calib_images)
+        export_all(
+            context, checkpoint, out, imgsz, images, (data, split), calibration, as_json=as_json
+        )
+        return
     from y7edge.export.pipeline import export as make
     from y7edge.export.proof.accuracy import Baseline
     from y7edge.nn.source import open_checkpoint

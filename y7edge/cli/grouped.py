@@ -29,6 +29,7 @@ def _filled(text: str) -> str:
     """Replace placeholders: ``{devices}``, for example, by the device names of all runtimes."""
     if "{" not in text:
         return text
+    from y7edge.export.calibration_files import FORMS
     from y7edge.export.graph.rewrites import REWRITES
     from y7edge.export.targets import registry as targets
     from y7edge.export.targets.base import Target
@@ -39,6 +40,7 @@ def _filled(text: str) -> str:
         "{devices}": ", ".join(runtimes.devices()),
         "{backends}": ", ".join(runtimes.names()),
         "{targets}": "|".join(targets.names()),
+        "{forms}": "|".join(FORMS),
         "{inputs}": "|".join(dict.fromkeys(kind for t in known for kind in t.INPUTS)),
         "{rewrites}": ", ".join(REWRITES),
         "{outputs}": "|".join(dict.fromkeys(output for t in known for output in t.OUTPUTS)),

@@ -10,11 +10,12 @@ import typer
 
 from y7edge.artifact.description import require_size
 from y7edge.artifact.reports import ParityReport
-from y7edge.cli.console import facts, show, table
+from y7edge.cli.console import facts, note, show, table
 from y7edge.cli.gate import accuracy_lines
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import Json, Names, Size
-from y7edge.errors import ArtifactError
+from y7edge.cli.options import Json, Names, Size, out_file
+from y7edge.errors import ArtifactError, ConfigError
+from y7edge.files import write_text, writing
 from y7edge.models import Spec, registry, shapes
 
 if TYPE_CHECKING:
@@ -24,10 +25,24 @@ _Subject = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="A variant's name, a checkpoint or an artifact."),
 ]
+_CHeader = Annotated[
+    Path | None,
+    typer.Option(
+        "--c-header",
+        metavar="FILE",
+        help="Write the constants of an artifact as a C header for examples/cpp/y7edge.h; "
+        "-: print it.",
+        callback=out_file,
+    ),
+]
 
 
 def info(
-    model: _Subject = None, names: Names = None, imgsz: Size = None, as_json: Json = False
+    model: _Subject = None,
+    names: Names = None,
+    imgsz: Size = None,
+    c_header: _CHeader = None,
+    as_json: Json = False,
 ) -> None:
     """Describe a variant, a checkpoint or an artifact.
 
@@ -35,6 +50,10 @@ def info(
     convolutions, for an input of --imgsz or of the model's own size. For an ONNX file of another
     exporter, prints what is assumed about it.
     """
+    if c_header is not None:
+        _write_header(model, names, imgsz, c_header)
+        if str(c_header) == "-":
+            return
     if model is None:
         variants = _variants()
         rows = [
@@ -54,6 +73,25 @@ def info(
     show(record, _lines(record), as_json=as_json)
 
 
+def _write_header(
+    model: str | None, names: list[str] | None, size: tuple[int, int] | None, file: Path
+) -> None:
+    from y7edge.artifact.c_header import c_header
+    from y7edge.runtimes import registry as runtimes
+
+    if model is None or kind_of(model) != "artifact":
+        raise ConfigError(
+            "--c-header describes an artifact: export one with `y7edge export`, and give its path"
+        )
+    text = c_header(runtimes.load_any(Path(model), names=names, imgsz=size).manifest)
+    if str(file) == "-":
+        print(text, end="")
+        return
+    with writing("the header", file):
+        write_text(file, text)
+    note(f"written to {file}")
+
+
 def _variants() -> list[dict[str, Any]]:
     keys = ("name", "parameters", "gflops", "strides", "imgsz")
     records = [_of_spec(registry.get(name), None) for name in registry.names()]
@@ -68,6 +106,7 @@ def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
     return {
         "name": spec.name,
         "form": spec.form,
+        "activation": spec.activation,
         "parameters": shapes.parameters(spec),
         "gflops": round(shapes.gflops(spec, height, width), 3),
         "strides": spec.strides,

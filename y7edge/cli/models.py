@@ -26,7 +26,7 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
         ConfigError: ``text`` is neither a file nor a variant's name.
     """
     path = Path(text)
-    if is_file(path) or (is_folder(path) and text not in registry.names()):
+    if is_file(path) or (is_folder(path) and not registry.split(text)):
         return "checkpoint" if path.suffix.lower() in SUFFIXES else "artifact"
     if os.path.lexists(path) and not is_folder(path):
         try:

@@ -43,6 +43,13 @@ _Data = Annotated[
     _what(metavar="DATA", help="data.yaml or its folder, or a folder of Pascal VOC or COCO files."),
 ]
 _Name = Annotated[str, _what("--model", help="Name of a variant; `y7edge info` lists them.")]
+_Act = Annotated[
+    str | None,
+    _what(
+        metavar="relu|leaky|silu|hardswish",
+        help="Activation; default: that of the model (docs/activations.md compares them).",
+    ),
+]
 _Weights = Annotated[
     Path | None,
     _what(
@@ -192,6 +199,7 @@ def train(
     ctx: typer.Context,
     data: _Data = None,
     model: _Name = "yolov7-tiny",
+    act: _Act = None,
     weights: _Weights = None,
     freeze: _Freeze = None,
     imgsz: _Side = 640,
@@ -253,7 +261,7 @@ def train(
     from y7edge.train.settings.config import TrainConfig
 
     config = TrainConfig(
-        data=data, model=model, weights=weights, imgsz=imgsz, width=width,
+        data=data, model=model, act=act, weights=weights, imgsz=imgsz, width=width,
         freeze=_frozen_rows(freeze or [], model),
         single_cls=single_cls, autoanchor=autoanchor,
         recipe=chosen_recipe(recipe, model, asked, rect=rect).recipe,

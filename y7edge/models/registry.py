@@ -9,7 +9,7 @@ from typing import get_args
 
 from y7edge.errors import ConfigError
 from y7edge.models import p5, p6, tiny
-from y7edge.models.spec import IMAGE, Activation, Anchors, Form, Row, Spec
+from y7edge.models.spec import ACTS, IMAGE, Activation, Anchors, Form, Row, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +40,46 @@ def names() -> list[str]:
     return list(VARIANTS)
 
 
+def split(name: str) -> tuple[str, str | None] | None:
+    """Return the published variant that a name contains, and a key of ``ACTS``.
+
+    ``yolov7-relu`` is ``yolov7`` with ReLU. The key is None for the names of published variants.
+    The result is None for unknown names.
+    """
+    if name in VARIANTS:
+        return name, None
+    variant, _, act = name.rpartition("-")
+    return (variant, act) if variant in VARIANTS and act in ACTS else None
+
+
 def get(
     name: str,
     nc: int = 80,
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
+    act: str | None = None,
 ) -> Spec:
-    """Return the spec of a published variant for ``nc`` classes.
+    """Return the spec of a variant for ``nc`` classes.
 
-    ``anchors``: (levels, anchors, 2) widths and heights in pixels of the network input, finest
-    level first; None: the published ones.
+    Args:
+        name: a published variant, or one with another activation, such as ``yolov7-relu``.
+        nc: number of classes.
+        form: training, deploy or folded.
+        anchors: (levels, anchors, 2) widths and heights in pixels of the network input, finest
+            level first; None: the published ones.
+        act: the activation: relu, leaky, silu or hardswish; None: that of ``name``.
 
     Raises:
-        ConfigError: the name or the form is unknown, or the anchors are invalid.
+        ConfigError: the name, the form or the activation is unknown, or the anchors are invalid.
     """
-    if name not in VARIANTS:
+    found = split(name)
+    if found is None:
         near = difflib.get_close_matches(name, VARIANTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"unknown model {name!r}: {hint}known are {', '.join(VARIANTS)}")
     if form not in get_args(Form):
         raise ConfigError(f"unknown form {form!r}: expected training, deploy or folded")
+    name, suffix = found
     variant = VARIANTS[name]
     spec = Spec(
         name=name,
@@ -70,6 +90,8 @@ def get(
         activation=variant.activation,
         imgsz=variant.imgsz,
     )
+    if chosen := act or suffix:
+        spec = with_activation(spec, chosen)
     if form == "training":
         return spec
     return deploy(spec) if form == "deploy" else folded(spec)
@@ -83,6 +105,25 @@ def _anchors(name: str, anchors: Sequence[Sequence[Sequence[float]]]) -> Anchors
             f"{name}: anchors must be (width, height) pairs in pixels for each level, such as "
             "[[[10, 13], [16, 30], [33, 23]], ...]"
         ) from error
+
+
+def with_activation(spec: Spec, act: str) -> Spec:
+    """Return a spec with the activation ``act``, a key of ``ACTS``; its name ends with ``act``.
+
+    If the result is a published variant, it has the variant's name: ``yolov7-tiny`` with ``silu``
+    is ``yolov7-tiny-silu``, and that with ``leaky`` is ``yolov7-tiny``.
+
+    Raises:
+        ConfigError: the activation is unknown.
+    """
+    if act not in ACTS:
+        raise ConfigError(f"act must be one of {', '.join(ACTS)}, not {act!r}")
+    if ACTS[act] == spec.activation:
+        return spec
+    before = next(name for name, known in ACTS.items() if known == spec.activation)
+    base = spec.name.removesuffix(f"-{before}")
+    usual = base in VARIANTS and VARIANTS[base].activation == ACTS[act]
+    return replace(spec, name=base if usual else f"{base}-{act}", activation=ACTS[act])
 
 
 def deploy(spec: Spec) -> Spec:

@@ -20,7 +20,7 @@ from y7edge.text import is_printable
 IMAGE = -1  # index of the image in ``Row.inputs``
 BN_EPS = 1e-3  # required by the published weights; torch's default is 1e-5
 BN_MOMENTUM = 0.03
-LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
+LEAKY_SLOPE = 0.1  # yolov7-tiny; every other published variant uses SiLU
 
 Block = Literal[
     "conv",  # k x k convolution, k odd -> BatchNorm -> activation; padding k // 2
@@ -34,9 +34,17 @@ Block = Literal[
     "reorg",  # space to depth, x 4 channels
     "head",  # a 1x1 convolution for each level
 ]
-Activation = Literal["silu", "leaky_relu"]
+Activation = Literal["silu", "leaky_relu", "relu", "hardswish"]
 Form = Literal["training", "deploy", "folded"]
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
+ACTS: dict[str, Activation] = {
+    "relu": "relu",
+    "leaky": "leaky_relu",
+    "silu": "silu",
+    "hardswish": "hardswish",
+}
+"""Activations by their name in ``--act``, and at the end of a model's name."""
 
 DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # output channels follow from inputs
 ROLES = ("split", "chain", "gather", "merge")  # of rows inside of a computational block

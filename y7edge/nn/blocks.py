@@ -6,6 +6,8 @@ form: convolutions with bias, without BatchNorm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,10 +17,22 @@ from torch.nn import functional
 from y7edge.models.shapes import POOLS, downc_members, sppcspc_members
 from y7edge.models.spec import BN_EPS, BN_MOMENTUM, LEAKY_SLOPE, Activation
 
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "silu": partial(nn.SiLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, LEAKY_SLOPE, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "hardswish": partial(nn.Hardswish, inplace=True),
+}
+
 
 def activation(kind: Activation) -> nn.Module:
-    """Return SiLU, or LeakyReLU with the published slope."""
-    return nn.SiLU(inplace=True) if kind == "silu" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+    """Return the activation; LeakyReLU has the published slope."""
+    return _ACTIVATIONS[kind]()
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Return whether a module is one that :func:`activation` returns."""
+    return isinstance(module, nn.SiLU | nn.LeakyReLU | nn.ReLU | nn.Hardswish)
 
 
 def batch_norm(width: int) -> nn.BatchNorm2d:

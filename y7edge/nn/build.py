@@ -156,15 +156,16 @@ def create(
     nc: int = 80,
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
+    act: str | None = None,
 ) -> Model:
-    """Build a published variant with randomly initialised weights.
+    """Build a variant with randomly initialised weights.
 
     See :func:`y7edge.models.get` for the arguments, and ``Spec`` for the forms.
 
     Raises:
-        ConfigError: the name or form is unknown, or the anchors are invalid.
+        ConfigError: the name, form or activation is unknown, or the anchors are invalid.
     """
-    return Model(registry.get(name, nc=nc, form=form, anchors=anchors))
+    return Model(registry.get(name, nc=nc, form=form, anchors=anchors, act=act))
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Model:

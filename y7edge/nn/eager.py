@@ -88,8 +88,9 @@ class EagerSession(Session):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         assert self._model is not None
         images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
-        # TF32 has a mantissa of only 10 bits.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        cudnn = torch.backends.cudnn
+        # TF32 has a mantissa of only 10 bits. Without `enabled`, `flags` would turn cuDNN off.
+        with torch.inference_mode(), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
             heads = self._model.heads(images)
         return {
             spec.name: head.float().cpu().contiguous().numpy()

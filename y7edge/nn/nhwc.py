@@ -36,7 +36,7 @@ class ChannelsLast(nn.Module):
                 f"cannot wrap a model in {model.spec.form} form for outputs {outputs!r}: expected "
                 "the folded form, and the outputs 'heads' or 'decoded'"
             )
-        self.model = _with_maximum(deepcopy(model).eval())
+        self.model = _for_integers(deepcopy(model).eval())
         self.decoders: nn.ModuleList | None = None
         if outputs == "decoded":
             self.decoders = nn.ModuleList(
@@ -91,13 +91,18 @@ class _LeakyMaximum(nn.Module):
         return torch.maximum(x, LEAKY_SLOPE * x)
 
 
-def _with_maximum(model: Model) -> Model:
-    """Replace each LeakyReLU of a model, in place.
+def _for_integers(model: Model) -> Model:
+    """Replace modules of a model, in place, by others with equal results that integer NPUs take.
 
     ai-edge-quantizer keeps LeakyReLU in float, so it would run on the CPU instead of the NPU.
+    MediaTek's accelerators take windows of pooling up to 8; those of 9 and 13 are 2 and 3 windows
+    of 5 in series, of which the converter computes equal ones once.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.LeakyReLU):
                 setattr(module, name, _LeakyMaximum())
+            elif isinstance(child, nn.MaxPool2d) and child.kernel_size in (9, 13):
+                count = (int(child.kernel_size) - 1) // 4
+                setattr(module, name, nn.Sequential(*(nn.MaxPool2d(5, 1, 2),) * count))
     return model

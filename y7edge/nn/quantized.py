@@ -24,8 +24,8 @@ from torch.nn import functional
 from y7edge.errors import ConfigError
 
 OPERATORS = (
-    *("Add", "Concat", "Conv", "LeakyRelu", "MaxPool", "Mul", "Resize", "Round", "Sigmoid"),
-    "Slice",
+    *("Add", "Concat", "Conv", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Relu", "Resize"),
+    *("Round", "Sigmoid", "Slice"),
 )
 """Operators of :class:`Node`: those of ONNX, and ``Round``, which stands for a QDQ pair."""
 
@@ -209,6 +209,10 @@ class QuantizedGraph(nn.Module):
                 return self._rounded(x, node.rounding)
             case "LeakyRelu":
                 return functional.leaky_relu(x, **numbers)
+            case "Relu":
+                return torch.relu(x)
+            case "HardSwish":
+                return functional.hardswish(x)
             case "Sigmoid":
                 return torch.sigmoid(x)
             case "Mul":

@@ -17,6 +17,6 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, damaged, or not a checkpoint.
     """
-    if isinstance(source, str) and source in registry.names() and not Path(source).is_file():
+    if isinstance(source, str) and registry.split(source) and not Path(source).is_file():
         return random_checkpoint(source)
     return weights.load(Path(source))

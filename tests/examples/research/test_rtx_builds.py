@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from examples.research import rtx_builds
+from y7edge import interpreters
 from y7edge.errors import RuntimeMissing
-from y7edge.export import converters
 from y7edge.export.graph.quantize import PROFILES
 
 REFUSED = len(PROFILES)  # a uint8 input, and all profiles but one
@@ -53,7 +53,7 @@ def test_expected_results(precision, record, expected):
 @pytest.mark.slow
 def test_the_builder_accepts_our_graphs(monkeypatch, capsys):
     try:
-        converters.find_interpreter("rtx", "tensorrt_rtx", rtx_builds.RECIPE)
+        interpreters.find_interpreter("rtx", "tensorrt_rtx", rtx_builds.RECIPE)
     except RuntimeMissing as error:
         pytest.skip(str(error))
     words = ["--model", "yolov7-tiny", "--size", "64", "--outputs", "heads"]

@@ -69,7 +69,7 @@ def assert_close(actual, expected, tolerance=1e-4):
     assert deviation <= tolerance
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "yolov7-tiny-relu", "yolov7-hardswish"])
 def test_heads_equal_the_training_model(name):
     images = random_images(2)
     heads, _ = reference(name, images)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 from tests.export.graph.test_build import build, random_images
@@ -33,6 +34,7 @@ from y7edge.export.graph.quantize_placement import Wiring
 from y7edge.export.quantization import Quantizer
 from y7edge.machine import processor_features, usable_cores
 from y7edge.models import registry
+from y7edge.nn.blocks import activation
 from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import ov
 
@@ -91,14 +93,19 @@ def compiled(model):
 CASES = [
     ("yolov7-tiny", {}),
     ("yolov7-tiny-silu", {}),
+    ("yolov7-tiny-relu", {}),
+    ("yolov7-tiny-hardswish", {}),
     ("yolov7-tiny", {"rewrites": ("leaky-max", "pool3x3", "resize-per-axis")}),
     ("yolov7-tiny-silu", {"outputs": "heads-sigmoid"}),
     pytest.param("yolov7-w6", {}, marks=pytest.mark.slow),
     pytest.param("yolov7-w6", {"rewrites": ("reorg-conv6",)}, marks=pytest.mark.slow),
     pytest.param("yolov7-e6e", {}, marks=pytest.mark.slow),
 ]
-BOUNDS = {"u8s8": 0.045, "u8s8-fused": 0.03, "s8s8": 0.035, "u16s8": 0.016}
-"""Largest deviations of these networks; measured were 0.040, 0.024, 0.030 and 0.012."""
+BOUNDS = {"u8s8": 0.045, "u8s8-fused": 0.03, "s8s8": 0.042, "u16s8": 0.016}
+"""Largest deviations of these networks; measured were 0.040, 0.024, 0.037 and 0.012.
+
+Without ReLU, s8s8 has 0.030: behind a ReLU, half of the values of a symmetric range are unused.
+"""
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -377,6 +384,8 @@ def test_faults_of_ranges_and_weights():
 IN_OPENVINO = [
     ("yolov7-tiny", "u8s8"),
     ("yolov7-tiny-silu", "u8s8-fused"),
+    ("yolov7-tiny-relu", "u8s8-fused"),
+    ("yolov7-tiny-hardswish", "u8s8-fused"),
     *(
         pytest.param(name, profile, marks=pytest.mark.slow)
         for name, profile in (
@@ -405,6 +414,40 @@ def test_onnx_runtime_computes_all_layers_in_integers(name, heads, tmp_path):
     assert found["QLinearConcat"] == 14
     assert found["QuantizeLinear"] == 1
     assert found["DequantizeLinear"] == 3 * (1 if heads or name == "yolov7-tiny" else 2)
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_onnx_runtime_computes_a_relu_within_its_convolution(heads, tmp_path):
+    made = quantizer("yolov7-tiny-relu", "u8s8")
+    session(made.quantized([] if heads else None), path=tmp_path / "optimized.onnx")
+    found = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert found["QLinearConv"] == len(made.layers) - (0 if heads else 3)
+    assert (found["Relu"], found["FusedConv"]) == (0, 0)
+    assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (1, 3)
+
+
+def test_the_range_behind_a_relu_begins_at_zero():
+    for profile in ("u8s8", "u16s8"):
+        graph = quantizer("yolov7-tiny-relu", profile).quantized()
+        values = arrays(graph)
+        found = [
+            int(values[node.input[2]])
+            for node in graph.graph.node
+            if node.op_type == "QuantizeLinear" and not node.input[0].startswith("head")
+        ]
+        assert len(found) > 50
+        assert not any(found)
+
+
+@pytest.mark.parametrize("act", ["leaky_relu", "silu", "hardswish"])
+def test_ranges_before_an_activation_are_chosen_for_its_results(act):
+    model = build(f"yolov7-tiny-{act.removesuffix('_relu')}", size=SIZE)
+    wiring = Wiring(model)
+    start = wiring.convolutions[0].output[0]
+    behind = quantize_module._behind(wiring, placement_of(model, PROFILES["u8s8"]), [start])
+    x = np.linspace(-9, 9, 41)
+    expected = activation(act)(torch.from_numpy(x.copy())).numpy()
+    np.testing.assert_allclose(behind(x), expected, atol=1e-7)
 
 
 @pytest.mark.slow

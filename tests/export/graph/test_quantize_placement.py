@@ -16,6 +16,7 @@ from y7edge.export.graph.quantize_placement import Wiring, _Groups
 from y7edge.export.graph.rewrites import REWRITES, choose
 from y7edge.export.graph.simplify import simplify
 
+ACTIVATIONS = (["LeakyRelu"], ["Sigmoid", "Mul"], ["Relu"], ["HardSwish"])
 FUSED = ["u8s8-fused", "s8s8"]
 SEPARATE = ["u8s8", "u16s8"]
 PASSING = {"MaxPool", "Resize", "Slice"}
@@ -68,13 +69,15 @@ def written(name, profile, kept=None, **options):
     return Written(build(name, **options), profile, kept)
 
 
-USUAL = ("yolov7-tiny", "yolov7-tiny-silu", "yolov7-w6", "yolov7-e6e")
+OTHERS = ("yolov7-tiny-relu", "yolov7-tiny-hardswish")
+USUAL = ("yolov7-tiny", "yolov7-tiny-silu", "yolov7-w6", "yolov7-e6e", *OTHERS)
 
 
 def everywhere(profiles):
     """All variants; those with the same operators as another one are slow tests."""
-    marks = {name: () if name in USUAL else pytest.mark.slow for name in NAMES}
-    return [pytest.param(n, p, marks=marks[n]) for n in NAMES for p in profiles]
+    names = (*NAMES, *OTHERS)
+    marks = {name: () if name in USUAL else pytest.mark.slow for name in names}
+    return [pytest.param(n, p, marks=marks[n]) for n in names for p in profiles]
 
 
 @pytest.mark.parametrize(("name", "profile"), everywhere(PROFILES))
@@ -108,7 +111,7 @@ def test_each_convolution_but_the_heads_reads_quantised_tensors(name, profile):
 def test_fused_profiles_have_no_pair_between_convolution_and_activation(name, profile):
     graph = written(name, profile)
     for node in graph.integer():
-        assert graph.read_by(node.output[0]) in (["LeakyRelu"], ["Sigmoid", "Mul"])
+        assert graph.read_by(node.output[0]) in ACTIVATIONS
     for node in graph.nodes("Sigmoid"):
         assert graph.read_by(node.output[0]) == ["Mul"]
 
@@ -117,9 +120,12 @@ def test_fused_profiles_have_no_pair_between_convolution_and_activation(name, pr
 def test_other_profiles_quantise_each_input_and_output_of_an_operator(name, profile):
     graph = written(name, profile)
     last = {c.input[0] for c in graph.wiring.convolutions if c.name in graph.kept}
-    for node in graph.integer():
+    for node in graph.integer():  # only a ReLU is one operator with its convolution
+        expected = "Relu" if name.endswith("-relu") else "QuantizeLinear"
+        assert graph.read_by(node.output[0]) == [expected]
+    for node in graph.nodes("Relu"):  # also before a convolution in float
         assert graph.read_by(node.output[0]) == ["QuantizeLinear"]
-    for node in graph.nodes("LeakyRelu", "Sigmoid", "Mul", "Add"):
+    for node in graph.nodes("LeakyRelu", "HardSwish", "Sigmoid", "Mul", "Add"):
         ends = last | {m.output[0] for m in graph.nodes("Sigmoid") if _feeds(graph, m, last)}
         if node.output[0] in ends:
             continue  # before a convolution in float
@@ -259,6 +265,8 @@ def test_activation_of_a_convolution():
         ("yolov7-tiny", (), ["LeakyRelu"]),
         ("yolov7-tiny", ("leaky-max",), ["Mul", "Max"]),
         ("yolov7-tiny-silu", (), ["Sigmoid", "Mul"]),
+        ("yolov7-tiny-relu", (), ["Relu"]),
+        ("yolov7-tiny-hardswish", (), ["HardSwish"]),
     ):
         wiring = Wiring(build(name, rewrites=rewrites))
         nodes, end = wiring.activation(wiring.convolutions[0])

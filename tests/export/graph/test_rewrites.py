@@ -139,6 +139,16 @@ def test_simplifier_leaves_them(name, rewrites, precision):
         assert attributes(simplified, op) == attributes(model, op)
 
 
+def test_silu_by_tanh():
+    size = ODD["yolov7"]
+    model = build("yolov7", size=size, rewrites=["silu-tanh"])
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert operators["Tanh"] == operators["Add"] and not operators["Sigmoid"]
+    expected, found = usual("yolov7"), run(model, random_images(1, size))
+    for output, values in expected.items():
+        assert np.abs(found[output] - values).max() <= 1e-4 * np.abs(values).max()
+
+
 @pytest.mark.parametrize("rewrite", ["leaky-max", "pool3x3"])
 def test_fp16_graph(rewrite):
     found = run(build("yolov7-tiny", rewrites=[rewrite], precision="fp16"), random_images(1))
@@ -169,6 +179,7 @@ def test_rewrites_are_in_one_order_and_once():
         ("yolov7", ["reorg-conv6"], "does not apply: yolov7 has no space-to-depth before a 3x3"),
         ("yolov7-tiny", ["reorg-conv7"], "yolov7-tiny has no space-to-depth"),
         ("yolov7", ["leaky-max"], "rewrite leaky-max does not apply: yolov7 has no LeakyReLU"),
+        ("yolov7-tiny", ["silu-tanh"], "rewrite silu-tanh does not apply: yolov7-tiny has no SiLU"),
         ("yolov7-w6", ["reorg-conv6", "reorg-conv7"], "change the same part: give one"),
     ],
 )
@@ -190,9 +201,10 @@ def test_the_users_choice_replaces_a_default_of_the_same_part():
 def test_every_variant_has_a_rewrite_for_each_of_its_parts():
     found = {name: choose(spec_of(name), (), list(REWRITES)) for name in registry.names()}
     assert found["yolov7-tiny"] == ("pool3x3", "leaky-max", "resize-per-axis")
-    assert found["yolov7-tiny-silu"] == found["yolov7x"] == ("pool3x3", "resize-per-axis")
+    silu = ("pool3x3", "silu-tanh", "resize-per-axis")
+    assert found["yolov7-tiny-silu"] == found["yolov7x"] == silu
     for name in ("yolov7-w6", "yolov7-e6", "yolov7-d6", "yolov7-e6e"):
-        assert found[name] == ("pool3x3", "reorg-conv6", "resize-per-axis")
+        assert found[name] == ("pool3x3", "reorg-conv6", "silu-tanh", "resize-per-axis")
 
 
 def test_the_record_in_the_manifest_is_read_back():

@@ -41,6 +41,14 @@ def as_torch(model, floats, quantizer=None):
 
 CASES = [("yolov7-tiny", 0.125, name) for name in PROFILES]
 CASES += [("yolov7", 0.0625, "s8s8"), ("yolov7-w6", 0.0625, "u8s8")]
+CASES += [("yolov7-tiny-relu", 0.125, "u8s8"), ("yolov7-tiny-hardswish", 0.0625, "u8s8")]
+SEEN = {
+    "yolov7": "Mul",
+    "yolov7-w6": "Slice",
+    "yolov7-tiny": "LeakyRelu",
+    "yolov7-tiny-relu": "Relu",
+    "yolov7-tiny-hardswish": "HardSwish",
+}
 
 
 @pytest.mark.parametrize(("name", "width", "profile"), CASES)
@@ -70,7 +78,7 @@ def test_each_node_equals_onnx_runtime(name, width, profile, tmp_path):
     assert len(integers) == len(quantiser.layers) - (
         0 if name == "yolov7-tiny" else len(quantiser.heads)
     )
-    assert {"yolov7": "Mul", "yolov7-w6": "Slice", "yolov7-tiny": "LeakyRelu"}[name] in seen
+    assert SEEN[name] in seen
 
 
 def test_the_whole_graph_equals_onnx_runtime(tmp_path):

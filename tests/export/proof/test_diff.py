@@ -46,6 +46,14 @@ def _script():
 FAULTS = _script()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_data(tmp_path_factory):
+    """Prove with synthetic scenes, not with the data set that `make demo` may have written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     """Export the trained checkpoint once for each target and set of options."""

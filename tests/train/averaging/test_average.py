@@ -168,6 +168,7 @@ def config(data, out):
         workers=0,
         recipe=SWA,
         out=out,
+        device="cpu",  # also on a machine with a GPU
     )
 
 

@@ -44,6 +44,7 @@ def data(tmp_path_factory):
 
 def config(data, out, **changes):
     small = TrainConfig(data=data, width=0.125, imgsz=64, epochs=2, batch=2, workers=0, out=out)
+    small = replace(small, device="cpu")  # also on a machine with a GPU
     recipe = replace(TINY, warmup_epochs=0.4)
     return replace(small, **{"report": False, "nominal_batch": 4, "recipe": recipe, **changes})
 

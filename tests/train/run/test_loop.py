@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision.amp import MixedPrecision
 
 from y7edge.data.dataset import load
 from y7edge.data.synthetic import scenes
@@ -43,6 +45,7 @@ def data(tmp_path_factory):
 def config(data, out, **changes):
     # Only one run writes a report, which takes longer than training.
     small = TrainConfig(data, width=0.125, imgsz=64, epochs=2, batch=4, out=out, workers=0)
+    small = replace(small, device="cpu")  # also on a machine with a GPU
     return replace(small, **{"report": False, **changes})
 
 
@@ -463,3 +466,19 @@ def test_missing_image_ends_the_run_with_a_state(data, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="lost"):
         train(config(data, tmp_path / "run", val_every=2))
     assert weights.load(tmp_path / "run" / "last.safetensors").meta["interrupted"] is True
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 10.0])
+def test_fp16_skips_steps_with_infinite_gradients(data, tmp_path, clip_norm):
+    """As on a GPU: the first scale of the loss is too large, and becomes smaller."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, backoff_factor=2.0**-18)
+    fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
+    recipe = replace(TINY, clip_norm=clip_norm, nominal_batch=4)
+    trainer = Trainer(build(config(data, tmp_path / "run", recipe=recipe), fabric=fabric))
+    weights = dict(trainer.parts.steps.model.named_parameters())
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    trainer.train_epoch()
+    assert scaler.get_scale() == 2.0**12
+    moved = torch.stack([(value - before[name]).abs().max() for name, value in weights.items()])
+    assert 0 < moved.max() < 1

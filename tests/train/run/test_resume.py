@@ -56,6 +56,7 @@ def config(data, out, **changes):
         report=False,
         recipe=replace(TINY, warmup_epochs=0.4),
         out=out,
+        device="cpu",  # also on a machine with a GPU
     )
     return replace(small, **changes)
 
@@ -334,6 +335,7 @@ def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
     text = path.read_text()
     for line, other, message in (
         ("width: 0.125", "width: 0.25", r"width is 0\.25, was 0\.125"),
+        ("act: null", "act: relu", "act is 'relu', was None"),
         ("average: ema", "average: swa", "average is 'swa', was 'ema'"),
         ("scale: 0.5", "scale: 0.4", r"scale is 0\.4, was 0\.5"),
         ("epochs: 3", "epochs: 4", "epochs is 4, was 3"),

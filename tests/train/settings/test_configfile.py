@@ -138,7 +138,7 @@ def test_unreadable_files(tmp_path):
 def another(spec=None):
     """A run in which no field has its default."""
     return TrainConfig(
-        data=Path("/data/set.yaml"), model="yolov7", spec=spec, width=0.5,
+        data=Path("/data/set.yaml"), model="yolov7", spec=spec, act="relu", width=0.5,
         weights=Path("/weights/start.pt"), imgsz=320, train_split="a", val_split="b",
         single_cls=True, autoanchor=False, recipe=replace(P6, weight_decay=1 / 3, nominal_batch=8),
         assigner="independent", rect=False, multi_scale=True, image_weights=True, freeze=(0, 7),

@@ -91,7 +91,7 @@ def test_every_value_has_its_source(name):
     )
 
 
-@pytest.mark.parametrize("model", registry.names())
+@pytest.mark.parametrize("model", [*registry.names(), "yolov7-w6-relu", "yolov7-tiny-hardswish"])
 def test_each_family_has_its_recipe(model):
     spec = registry.get(model)
     recipe = TINY if "tiny" in model else P6 if spec.max_stride == 64 else P5

@@ -65,6 +65,16 @@ def test_equal_class_names_copy_everything():
     assert all(np.array_equal(ours[key].numpy(), checkpoint.arrays[key]) for key in ours)
 
 
+def test_another_activation_is_noted():
+    checkpoint = shaken(registry.with_activation(narrow(), "silu"), OLD)
+    model = model_of(registry.with_activation(narrow(), "relu"), 2)
+    copied = copy_matching(model, checkpoint, OLD, "old")
+    assert copied.entries == copied.total
+    assert copied.notes == (
+        "the weights were trained with silu, this model has relu; --act silu keeps it",
+    )
+
+
 def test_head_rows_follow_the_class_names():
     checkpoint = shaken(narrow(), OLD)
     old = from_checkpoint(checkpoint)

@@ -52,6 +52,24 @@ def test_only_a_gpu_gets_batches_without_their_colours(device, tmp_path, monkeyp
     assert stopped.value.args[0] == {"workers": 0, "pin": gpu, "in_part": gpu}
 
 
+@pytest.mark.parametrize("act", ["relu", "silu", "hardswish"])
+def test_activation(act, trained):
+    start = start_model(config(act=act), NAMES)
+    assert start.model.spec.activation == act
+    assert start.model.spec.name == f"yolov7-tiny-{act}-w0.125"
+    tuned = start_model(config(act=act, weights=trained), NAMES)
+    assert tuned.model.spec.activation == act
+    assert tuned.notes[-1].endswith(f"this model has {act}; --act leaky keeps it")
+    assert start_model(config(model=f"yolov7-tiny-{act}"), NAMES).model.spec == start.model.spec
+    spec = registry.get("yolov7", nc=2)
+    assert build_spec(config(spec=spec, act=act), 2).activation == act
+
+
+def test_a_name_with_an_activation_is_not_a_file():
+    with pytest.raises(ConfigError, match="found a model's name"):
+        start_model(config(weights="yolov7-tiny-relu"), NAMES)
+
+
 def test_from_scratch():
     start = start_model(config(), NAMES)
     assert start.origin == "trained from random weights"

@@ -49,8 +49,14 @@ def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
     return weight_decay * batch * accumulation(batch, nominal) / nominal
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.SGD:
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, weight_decay: float, *, scaled: bool = False
+) -> torch.optim.SGD:
     """Create SGD with the three groups; :func:`apply` sets learning rates and momentum.
+
+    ``scaled``: whether a gradient scaler calls it. If that skips the first step, because a gradient
+    is infinite, torch's fused SGD (2.11, 2.13) continues from momenta that were never initialized.
+    Also, gradients cannot be clipped if the fused SGD removes their scale.
 
     Raises:
         ConfigError: every parameter is frozen.
@@ -66,7 +72,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> to
         lr=recipe.lr0,
         momentum=recipe.momentum,
         nesterov=True,
-        fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()),
+        fused=not scaled and all(p.device.type in ("cpu", "cuda") for p in model.parameters()),
     )
 
 

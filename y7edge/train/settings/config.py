@@ -17,7 +17,7 @@ from typing import Any
 
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import ConfigError
-from y7edge.models.spec import Spec
+from y7edge.models.spec import ACTS, Spec
 from y7edge.train.settings.ranges import (
     FROM_ONE,
     FROM_ZERO,
@@ -50,7 +50,8 @@ class TrainConfig:
 
     # What
     data: Path | str  # data.yaml, or a folder of a known format
-    model: str = "yolov7-tiny"  # name of a published variant
+    model: str = "yolov7-tiny"  # name of a variant
+    act: str | None = None  # activation: relu, leaky, silu or hardswish; None: the model's
     spec: Spec | None = None  # custom model, instead of a variant
     width: float = within(POSITIVE, 1.0)  # factor of all channel numbers (y7edge.models.scaling)
     weights: Path | str | None = None  # initial checkpoint; entries that fit are copied
@@ -100,6 +101,8 @@ class TrainConfig:
         for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, name, f"one of {', '.join(known)}", value)
+        if self.act is not None:
+            require(self.act in ACTS, "act", f"one of {', '.join(ACTS)}", self.act)
         self._check_together()
 
     def _check_together(self) -> None:

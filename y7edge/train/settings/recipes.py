@@ -133,5 +133,6 @@ def named_for(model: str | Spec) -> NamedRecipe:
     if name.startswith("yolov7-tiny"):
         return RECIPES["tiny"]
     # build_spec raises an error for unknown names.
-    known = registry.VARIANTS.get(name) if isinstance(model, str) else model
+    found = registry.split(name)
+    known = (registry.VARIANTS[found[0]] if found else None) if isinstance(model, str) else model
     return RECIPES["p6" if known and max(known.strides) >= 64 else "p5"]

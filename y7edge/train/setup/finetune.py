@@ -19,7 +19,7 @@ from y7edge.data.formats.coco_names import COCO_NAMES
 from y7edge.errors import CheckpointError
 from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.registry import kept_rows
-from y7edge.models.spec import Spec
+from y7edge.models.spec import ACTS, Spec
 from y7edge.nn.build import Model
 
 BOX_AND_OBJECTNESS = 5  # outputs of an anchor before its classes
@@ -76,7 +76,8 @@ def copy_matching(
     classes = class_map(checkpoint.names, names)
     fitting |= _head(model, arrays, classes, checkpoint.spec.outputs_per_anchor)
     model.load_state_dict(fitting, strict=False)
-    notes = [note for note in (classes.note, _form_note(model.spec, checkpoint.spec)) if note]
+    specs = model.spec, checkpoint.spec
+    notes = [note for note in (classes.note, _form_note(*specs), _act_note(*specs)) if note]
     return Copied(len(fitting), len(own), tuple(notes))
 
 
@@ -189,3 +190,11 @@ def _form_note(target: Spec, source: Spec) -> str:
     if target.has_aux and not source.has_aux:
         parts.append("the auxiliary heads are initialized randomly")
     return f"weights in {source.form} form: {'; '.join(parts)}" if parts else ""
+
+
+def _act_note(target: Spec, source: Spec) -> str:
+    if target.activation == source.activation:
+        return ""
+    old, new = source.activation, target.activation
+    keep = next(act for act, known in ACTS.items() if known == old)
+    return f"the weights were trained with {old}, this model has {new}; --act {keep} keeps it"

@@ -37,7 +37,7 @@ from y7edge.train.run.distributed import Ranks, open_fabric
 from y7edge.train.run.optim import build_optimizer, scaled_weight_decay
 from y7edge.train.run.schedule import Schedule, nominal_batch, warmup_iterations
 from y7edge.train.run.state import Began
-from y7edge.train.run.steps import Steps
+from y7edge.train.run.steps import Steps, scaler_of
 from y7edge.train.run.timing import Timing
 from y7edge.train.run.validate import Validation, require_labels
 from y7edge.train.settings.config import TrainConfig
@@ -271,7 +271,8 @@ def _steps(
     anchors = model.head.anchors
     loss = TrainingLoss(model.spec, anchors, recipe, config.imgsz, config.assigner, ranks)
     decay = scaled_weight_decay(recipe.weight_decay, config.batch, nominal)
-    optimizer = build_optimizer(model, recipe, decay)
+    scaled = scaler_of(fabric) is not None
+    optimizer = build_optimizer(model, recipe, decay, scaled=scaled)
     average = average_for(recipe, model, config.epochs)
     if config.sync_bn and ranks.world > 1:
         if fabric.device.type != "cuda":
@@ -309,6 +310,8 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
+    if config.act is not None:
+        spec = registry.with_activation(spec, config.act)
     if config.assigner == "lead" and spec.has_aux:
         spec = registry.without_auxiliary(spec)
     if config.imgsz % spec.max_stride:
@@ -375,7 +378,7 @@ def _from_weights(
     config: TrainConfig, path: Path, names: Sequence[str], anchors: Anchors | None
 ) -> Start:
     """Create a model, and copy the entries of a checkpoint that fit."""
-    if str(path) in registry.names() and not path.exists():
+    if registry.split(str(path)) and not path.exists():
         raise ConfigError(
             f"--weights {path}: expected a .safetensors or .pt file, found a model's name; to "
             f"train from scratch, give only --model {path}"
