@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.description import Size
 from y7edge.artifact.reports import ParityReport
-from y7edge.benchmark.measure import compare, open_measured
-from y7edge.detect.detector import Detector
+from y7edge.benchmark.measure import compare_files
 from y7edge.errors import GateError, ParityError, Y7EdgeError
 from y7edge.export.delivery import require_destination
 from y7edge.export.pipeline import export
@@ -28,9 +25,6 @@ from y7edge.export.targets.base import Target, Unprovable, is_handover
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import is_simulated
-
-ALL_HERE = "all-here"
-"""The name that stands for all targets in ``y7edge export --target``."""
 
 _UNKNOWN = "no labelled data set was given"
 
@@ -82,8 +76,8 @@ class Order:
         folder: Folder for the artifacts.
         stem: Common beginning of their names.
         imgsz: Input size; None: the size of the training.
-        data: Data set, or a ``Baseline``, for the mAP and for calibration images; None: int8
-            artifacts need ``calib``, and have no mAP.
+        data: Evaluation of the checkpoint on a data set, for the mAP and for calibration images;
+            None: int8 artifacts need ``calib``, and have no mAP.
         calib: Data set or folder with calibration images.
         calib_images: Number of calibration images; None: 256.
         images: Images for the proofs.
@@ -149,19 +143,20 @@ def _path(order: Order, target: Target, precision: str) -> Path:
 
 def _make(order: Order, target: Target, precision: str, tell: Progress) -> Made:
     """Export one kind of artifact with its proof."""
-    made = Made(target.NAME, precision)
-    here, int8 = isinstance(target.RUNTIME, str), precision == "int8"
+    made, int8 = Made(target.NAME, precision), precision == "int8"
     emulated = isinstance(target.RUNTIME, str) and is_simulated(registry.get(target.RUNTIME))
     calibrates = int8 or target.CALIBRATES
     source = order.calib or (order.data.data if order.data else None)
     if calibrates and source is None:
         return replace(made, problem="calibration images are missing: give --data or --calib")
-    evaluated = order.data if here and not emulated and (int8 or not is_handover(target)) else None
-    unverified = None
+    evaluated = unverified = None
     if isinstance(target.RUNTIME, Unprovable):
         unverified = target.RUNTIME.reason
-    elif int8 and evaluated is None:
-        unverified = "not evaluated in an emulator" if emulated else _UNKNOWN
+    elif not emulated and (int8 or not is_handover(target)):
+        evaluated = order.data
+        unverified = _UNKNOWN if int8 and evaluated is None else None
+    elif int8:
+        unverified = "not evaluated in an emulator"
     begun = time.perf_counter()
     try:
         artifact = export(
@@ -223,30 +218,17 @@ def _parity(report: ParityReport) -> str:
 
 def _measured(order: Order, found: list[Made], tell: Progress) -> tuple[Made, ...]:
     """Measure the latency of the artifacts that run in their own engine, in turns."""
-    fast = [one for one in found if one.state == "run" and one.path is not None]
-    if not fast:
+    paths = [one.path for one in found if one.state == "run" and one.path is not None]
+    if not paths:
         return tuple(found)
     tell("measure the latency of the artifacts that run here, in turns")
     try:
-        times = _times(order, fast)
+        reports = compare_files(paths, threads=order.threads, runs=order.runs)
     except Y7EdgeError as error:
         tell(f"the latency was not measured: {error}")
         return tuple(found)
+    times: dict[Path | None, float] = {
+        path: round(report.end_to_end_ms["p50"], 2)
+        for path, report in zip(paths, reports, strict=True)
+    }
     return tuple(replace(one, ms=times.get(one.path)) for one in found)
-
-
-def _times(order: Order, fast: list[Made]) -> dict[Path | None, float]:
-    """Return the median time of each artifact, from image to boxes, in milliseconds."""
-    with ExitStack() as stack:
-        opened = []
-        for one in fast:
-            path = one.path or order.folder
-            item = open_measured(
-                partial(Detector, path, threads=order.threads), path.name, order.threads
-            )
-            stack.callback(item.detector.close)
-            opened.append(item)
-        return {
-            one.path: round(report.end_to_end_ms["p50"], 2)
-            for one, report in zip(fast, compare(opened, runs=order.runs), strict=True)
-        }

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.description import Size, pair
 from y7edge.artifact.reports import ParityReport
-from y7edge.benchmark.measure import Report, compare, open_measured
-from y7edge.detect.detector import Detector
+from y7edge.benchmark.measure import Report, compare_files
 from y7edge.errors import (
     ConfigError,
     DataError,
@@ -271,19 +268,12 @@ def _measure(
 ) -> list[Candidate]:
     """Measure the latency of all artifacts in turns."""
     tell("measure the latency of all artifacts in turns")
-    with ExitStack() as stack:
-        opened = []
-        for _, artifact in made:
-            if artifact is not None:
-                opener = partial(Detector, artifact.path, threads=threads)
-                one = open_measured(opener, artifact.path.name, threads)
-                stack.callback(one.detector.close)
-                opened.append(one)
-        reports = iter(compare(opened, runs=runs))
-        return [
-            candidate if artifact is None else replace(candidate, latency=next(reports))
-            for candidate, artifact in made
-        ]
+    paths = [artifact.path for _, artifact in made if artifact is not None]
+    reports = iter(compare_files(paths, threads=threads, runs=runs))
+    return [
+        candidate if artifact is None else replace(candidate, latency=next(reports))
+        for candidate, artifact in made
+    ]
 
 
 def _with_front(candidates: list[Candidate]) -> list[Candidate]:

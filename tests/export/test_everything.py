@@ -84,7 +84,7 @@ def test_the_table_does_not_need_the_latency(narrow_tiny, tmp_path, monkeypatch)
     def failing(*_, **__):
         raise DeviceError("the GPU is lost")
 
-    monkeypatch.setattr(everything, "compare", failing)
+    monkeypatch.setattr(everything, "compare_files", failing)
     lines = []
     found = export_all(order(narrow_tiny, tmp_path, only=["onnx"]), lines.append)
     assert [one.state for one in found] == ["run", "run", "not made"]

@@ -7,7 +7,10 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -188,6 +191,19 @@ def open_measured(
     startup_ms, after = 1e3 * (time.perf_counter() - started), resident_memory()
     grown = None if before is None or after is None else round((after - before) / 2**20, 1)
     return OpenedDetector(detector, artifact, threads, round(startup_ms, 2), grown)
+
+
+def compare_files(
+    paths: Sequence[Path], *, threads: int | None = None, runs: int = 100
+) -> list[Report]:
+    """Open artifacts, measure them in turn (see :func:`compare`), and close them."""
+    with ExitStack() as stack:
+        opened = []
+        for path in paths:
+            one = open_measured(partial(Detector, path, threads=threads), path.name, threads)
+            stack.callback(one.detector.close)
+            opened.append(one)
+        return compare(opened, runs=runs)
 
 
 def benchmark(
