@@ -201,14 +201,32 @@ def _node_times(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: min(times[1:]) for name, times in found.items() if times[1:]}
 
 
-class _OnnxSession(Session):
+class EngineSession(Session):
+    """Runs ``_engine``, an ``onnxruntime.InferenceSession`` with the outputs ``_names``."""
+
+    _engine: Any
+    _names: list[str]
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that calls ``InferenceSession.run``."""
+        return partial(self._engine.run, self._names, dict(feeds))
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        results = self._engine.run(self._names, dict(feeds))
+        return dict(zip(self._names, results, strict=True))
+
+    def _close(self) -> None:
+        self._engine = None
+
+
+class _OnnxSession(EngineSession):
     """One ``onnxruntime.InferenceSession``."""
 
     ENGINE = "ONNX Runtime"
 
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         manifest = artifact.manifest
-        self._engine: Any = _start(artifact.path, options)
+        self._engine = _start(artifact.path, options)
         device = _device_of(self._engine, artifact.path, options)
         super().__init__(
             str(artifact.path),
@@ -224,17 +242,6 @@ class _OnnxSession(Session):
     def _check_tensors(self) -> None:
         inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
         self._require_tensors(*map(tensors, (inputs, self._engine.get_outputs())))
-
-    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """Return a function that calls ``InferenceSession.run``."""
-        return partial(self._engine.run, self._names, dict(feeds))
-
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        results = self._engine.run(self._names, dict(feeds))
-        return dict(zip(self._names, results, strict=True))
-
-    def _close(self) -> None:
-        self._engine = None
 
 
 class _ForeignSession(_OnnxSession):

@@ -20,14 +20,12 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact, digest_files
 from y7edge.artifact.manifest import MAX_BYTES, Manifest
@@ -179,7 +177,7 @@ def compile_context(graph: str, made: str, settings: str) -> None:
     Path(f"{made}.json").write_text(json.dumps(seconds), "utf-8")
 
 
-class _QnnSession(Session):
+class _QnnSession(onnxrt.EngineSession):
     """One ``onnxruntime.InferenceSession`` with Qualcomm's execution provider."""
 
     ENGINE = "QNN"
@@ -188,7 +186,7 @@ class _QnnSession(Session):
         claim_engine("QNN")  # all sessions share the threads of the backend
         device, manifest = _device(options.device), artifact.manifest
         _require_versions(artifact)
-        self._engine: Any = _opened(artifact, _settings(options.provider_options))
+        self._engine = _opened(artifact, _settings(options.provider_options))
         super().__init__(
             str(artifact.path),
             manifest,
@@ -199,17 +197,6 @@ class _QnnSession(Session):
         self._names = [output.name for output in self.outputs]
         found = self._engine.get_inputs(), self._engine.get_outputs()
         self._require_tensors(*map(onnxrt.tensors, found))
-
-    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """Return a function that calls ``InferenceSession.run``."""
-        return partial(self._engine.run, self._names, dict(feeds))
-
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        results = self._engine.run(self._names, dict(feeds))
-        return dict(zip(self._names, results, strict=True))
-
-    def _close(self) -> None:
-        self._engine = None
 
 
 def _here() -> str:
