@@ -340,16 +340,16 @@ def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artif
     machine has the runtime, the artifact gets probes.
     """
     runtime, checkpoint, tell = order.target.RUNTIME, order.checkpoint, order.tell
-    reference = Reference(checkpoint)
     if isinstance(runtime, Unprovable):
         if runtime.runtime is not None:
             tell("run the reference model on the probes, for `y7edge selftest` on the device")
             limits = parity.tolerance(
                 built.manifest.precision, registry.get(runtime.runtime).DEVIATION
             )
-            probes = make_probes(built.manifest, reference, limits.probe)
+            probes = make_probes(built.manifest, Reference(checkpoint), limits.probe)
             built = replace(built, manifest=replace(built.manifest, probes=probes))
         return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
+    reference = Reference(checkpoint)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     if built.manifest.precision == "int8":
