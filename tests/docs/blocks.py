@@ -31,7 +31,9 @@ NOT_RUN = re.compile(r"#\s*not run: (\S.*)$")
 EXITS = re.compile(r"#\s*exits with (\d+)\b")
 FENCE = re.compile(r"^( *)```(.*)$")
 # Words before the name of a program.
-LEADING = frozenset("sudo time exec nohup env then do else if while until !".split())
+LEADING = frozenset(
+    ["sudo", "time", "exec", "nohup", "env", "then", "do", "else", "if", "while", "until", "!"]
+)
 
 # Commands that another test of the repository runs: how they start -> the test.
 ELSEWHERE = {
