@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +49,26 @@ DEFAULTS = {
     "y7edge train": {"--epochs": "1", "--imgsz": str(SIDE), "--batch": "4", "--workers": "0"},
 }
 UNCHANGED = re.compile("--resume|--print-recipe|--help")
+# Cameras and streams: what stands in for them is a synthetic belt that ends.
+BELT = "test://scenes?frames=30"
+CAMERA = re.compile(
+    r"(?:csi|v4l2)://[^\s\"'`,]+|(?:rtsp|rtp)://[^\s\"'`,]+|/dev/video\d|(?<=\.onnx )0(?= --)"
+)
+ENDLESS = re.compile(r"test://scenes(\?[^\s\"'`]*)?")
+# Ports that pages name; each page gets free ones, because tests run side by side.
+PORTS = ("8080", "8081")
+
+
+def _with_end(found: re.Match[str]) -> str:
+    query = found[1] or ""
+    if "frames=" in query:
+        return found[0]
+    return f"{BELT}&{query[1:]}" if query else BELT
 
 
 def shortened(text: str) -> str:
-    """Return a shell command that does the same with less work."""
+    """Return a command or Python block that does the same with less work, and without a camera."""
+    text = ENDLESS.sub(_with_end, CAMERA.sub(BELT, text))
     for pattern, replacement in SHORTER:
         text = pattern.sub(replacement, text)
     for command, options in DEFAULTS.items():
@@ -67,6 +85,11 @@ def test_long_commands_become_short():
     train = shortened("y7edge train --data d.yaml --epochs 60 --imgsz 320")
     assert train == "y7edge train --batch 4 --workers 0 --data d.yaml --epochs 1 --imgsz 160"
     assert shortened("y7edge train --resume DIR") == "y7edge train --resume DIR"
+    live = shortened("y7edge live a.onnx 0 --web 8080 && y7edge live a.onnx rtsp://10.0.0.9/cam")
+    assert live == f"y7edge live a.onnx {BELT} --web 8080 && y7edge live a.onnx {BELT}"
+    assert shortened('open_source("csi://0?fps=30")') == f'open_source("{BELT}")'
+    assert shortened('"test://scenes?fps=60"') == f'"{BELT}&fps=60"'
+    assert shortened('"test://scenes?frames=6"') == '"test://scenes?frames=6"'
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +113,8 @@ def prepared(tmp_path_factory):
     checkpoint = weights.load(CHECKPOINT)
     export(checkpoint, folder / "mine.onnx")
     shutil.copy(folder / "mine.onnx", folder / "tiny.onnx")
+    (folder / "runs" / "demo").mkdir()
+    shutil.copy(folder / "mine.onnx", folder / "runs" / "demo" / "parts.onnx")
     export(checkpoint, folder / "mine.xml", target="openvino")
     export(checkpoint, folder / "int8.onnx", precision="int8", data=folder / "data.yaml")
     belt = Conveyor()
@@ -113,35 +138,44 @@ PROGRAMS = {
 }
 
 
-class Script:
-    """One page as a bash script, which logs each command that it starts.
+def free_ports(count: int) -> list[int]:
+    """Return ports that no program uses at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
-    Attributes:
-        text: The script. It reads and writes the file descriptors that follow ``requests``.
+
+def script(listed: list[Command], work: Path, requests: int, answers: int) -> str:
+    """Return the commands of a page as a bash script, which notes each command that it starts.
+
+    Python blocks are run by another process: ``requests`` and ``answers`` are file descriptors.
     """
-
-    def __init__(self, listed: list[Command], work: Path, requests: int, answers: int) -> None:
-        self.listed = listed
-        lines = ["set -e -o pipefail"]
-        for index, command in enumerate(listed):
-            lines.append(f"echo {index} > {shlex.quote(str(work / 'at'))}")
-            lines.append(f"echo; echo '>>>' {shlex.quote(command.text)}")
-            if command.language == "python":
-                file = work / f"block{index}.py"
-                file.write_text(command.text, encoding="utf-8")
-                request = rf"'%s\t{file}\t{command.page}\t{command.line}\n'"
-                lines.append(f'printf {request} "$PWD" >&{requests}; read -r code <&{answers}')
-                lines.append('[ "$code" = 0 ]')
-            elif command.exit_code == 0:
-                lines.append(shortened(command.text))
-            else:
-                lines += ["set +e", f"( {shortened(command.text)}\n) > {work}/printed 2>&1"]
-                lines += ["code=$?", "set -e", f"cat {work}/printed"]
-                wanted = "-ne 0" if command.exit_code is None else f"-eq {command.exit_code}"
-                lines.append(f'[ "$code" {wanted} ]')
-                if command.error:
-                    lines.append(f"grep -qxF -- {shlex.quote(command.error)} {work}/printed")
-        self.text = "\n".join(lines) + "\n"
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    lines = ["set -e -o pipefail"]
+    for index, command in enumerate(listed):
+        lines.append(f"echo {index} $SECONDS >> {work}/started")
+        lines.append(f"echo; echo '>>>' {shlex.quote(command.text)}")
+        text = shortened(command.text)
+        for port, free in ports.items():
+            text = re.sub(rf"\b{port}\b", str(free), text)
+        if command.language == "python":
+            file = work / f"block{index}.py"
+            file.write_text(text, encoding="utf-8")
+            request = rf"'%s\t{file}\t{command.page}\t{command.line}\n'"
+            lines.append(f'printf {request} "$PWD" >&{requests}; read -r code <&{answers}')
+            lines.append('[ "$code" = 0 ]')
+        elif command.exit_code == 0:
+            lines.append(text)
+        else:
+            lines += ["set +e", f"( {text}\n) > {work}/printed 2>&1"]
+            lines += ["code=$?", "set -e", f"cat {work}/printed"]
+            wanted = "-ne 0" if command.exit_code is None else f"-eq {command.exit_code}"
+            lines.append(f'[ "$code" {wanted} ]')
+            if command.error:
+                lines.append(f"grep -qxF -- {shlex.quote(command.error)} {work}/printed")
+    return "\n".join(lines) + "\n"
 
 
 def run_page(page: str, folder: Path, work: Path) -> None:
@@ -169,7 +203,7 @@ def run_page(page: str, folder: Path, work: Path) -> None:
             start_new_session=True,
         )
         shell = subprocess.Popen(
-            ["bash", "-c", Script(listed, work, ask, answered).text],
+            ["bash", "-c", script(listed, work, ask, answered)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -189,7 +223,7 @@ def run_page(page: str, folder: Path, work: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
     if code != 0:
-        failed = listed[int((work / "at").read_text())]
+        failed = listed[int((work / "started").read_text().splitlines()[-1].split()[0])]
         printed = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
         pytest.fail(f"{failed.where}: {failed.text}\n{code}\n{printed}", pytrace=False)
 
