@@ -109,9 +109,8 @@ def test_pages_load_nothing_from_other_servers(site):
         # A script of the theme would load what draws diagrams and formulas.
         assert not page.classes & {"mermaid", "arithmatex"}, path.name
     for path in site.rglob("*.css"):
-        loaded = re.findall(
-            r"(?:url\(|@import)\s*[\"']?((?:\w+:)?//[^\"')]+)", path.read_text("utf-8")
-        )
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(r"(?:url\(|@import)\s*[\"']?((?:\w+:)?//[^\"')]+)", text)
         assert loaded == [], path.name
 
 
