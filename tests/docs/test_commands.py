@@ -46,6 +46,7 @@ SHORTER = (
 )
 # What commands do without these options takes long: the command -> options that are added.
 DEFAULTS = {
+    "y7edge train --qat": {"--qat-iterations": "10"},
     "y7edge train": {"--epochs": "1", "--imgsz": str(SIDE), "--batch": "4", "--workers": "0"},
 }
 UNCHANGED = re.compile("--resume|--print-recipe|--help")
@@ -75,6 +76,7 @@ def shortened(text: str) -> str:
         if command in text and not UNCHANGED.search(text):
             added = " ".join(f"{key} {value}" for key, value in options.items() if key not in text)
             text = text.replace(command, f"{command} {added}", 1)
+            break
     return text
 
 
