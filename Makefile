@@ -20,7 +20,7 @@ STRUCTURE := tests/test_structure.py tests/test_packaging.py
 # One thread for each of the test processes, or their engines fight for the same cores.
 test test-all: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-all check setup clean
+.PHONY: help demo test test-all check docs setup clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: $(INSTALLED) ## ruff, mypy --strict, and the tests of structure
 	$(BIN)/mypy --strict
 	$(PYTEST) -m "not slow" $(STRUCTURE)
 
+docs: $(BIN)/zensical ## the documentation as a site, in build/site; fails on warnings
+	$(BIN)/zensical build --strict --clean
+
 setup: $(INSTALLED) ## only the virtual environment
 
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt
@@ -48,6 +51,13 @@ $(INSTALLED): pyproject.toml setup.cfg constraints.txt
 	$(PIP) --editable ".[train,dev$(CAMERA)]"
 	touch $@
 
+# Without the other environment, only what the site needs is installed.
+$(BIN)/zensical: pyproject.toml constraints.txt
+	test -e $(INSTALLED) || $(PYTHON) -m venv .venv
+	$(PIP) --editable ".[docs]"
+	@test -x $@ || { echo "the site needs Python 3.11 or later" >&2; exit 1; }
+	touch $@
+
 clean: ## remove the environment and all that was made
-	rm -rf .venv build dist runs *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist runs *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
