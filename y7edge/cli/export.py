@@ -188,10 +188,8 @@ def export(
     if target == _ALL:
         from y7edge.cli.all_here import export_all
 
-        calibration = (calib, calib_images)
-        export_all(
-            context, checkpoint, out, imgsz, images, (data, split), calibration, as_json=as_json
-        )
+        calibration, dataset = (calib, calib_images), (data, split)
+        export_all(context, checkpoint, out, imgsz, images, dataset, calibration, as_json=as_json)
         return
     from y7edge.export.pipeline import export as make
     from y7edge.export.proof.accuracy import Baseline

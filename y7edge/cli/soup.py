@@ -50,12 +50,12 @@ def soup(
     device: TorchDevice = "auto",
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints, and write the average if it is better.
+    """Average the weights of checkpoints.
 
     The average is a uniform model soup (arXiv 2203.05482). Its BatchNorm statistics are estimated
-    on the training images. It is compared with each checkpoint by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
-    If it is not better than the best of them, no file is written and the exit code is 4. Because
-    the split is used to select a model, report scores on another split.
+    on the training images. It is compared with each checkpoint by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95,
+    and written to --out if it is better than the best of them. If not, no file is written and the
+    exit code is 4. Because the split is used to select a model, report scores on another split.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights
