@@ -26,7 +26,7 @@ help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## train, fold, export, prove, benchmark and detect; writes runs/demo/report.html
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo/demo.py
 
 test: check ## everything that takes seconds: make check, then the tests
 	$(PYTEST) -n $(WORKERS) -m "not slow" $(addprefix --ignore=,$(STRUCTURE))
