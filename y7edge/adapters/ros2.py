@@ -1,8 +1,8 @@
 """Detections and diagnostics as messages of ROS 2, and detection behind the newest image.
 
-Neither rclpy nor a package of messages is imported: the program gives their classes, or functions
-without arguments that return messages with default values. The fields of a message decide what is
-filled in, not the name of a distribution. ``examples/ros2_node`` is a node that uses this module.
+Neither rclpy nor a package of messages is imported: the program gives the modules of messages. The
+fields of a message decide what is filled in, not the name of a distribution.
+``examples/ros2_node`` is a node that uses this module.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -29,18 +29,10 @@ __all__ = ["ENCODINGS", "Ros2Detector", "stamp_ns", "to_detection_array", "to_fr
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0  # how long ``close`` waits for the running image
-Make = Callable[[], Any]
-"""A class of messages, or a function without arguments that returns one with default values."""
 
 
 def to_detection_array(
-    detections: Detections,
-    header: Any,
-    *,
-    array: Make,
-    detection: Make,
-    hypothesis: Make,
-    class_ids: Literal["name", "number"] = "name",
+    detections: Detections, header: Any, messages: Any, *, numbers: bool = False
 ) -> Any:
     """Return detections as a ``vision_msgs/Detection2DArray``, best first.
 
@@ -50,28 +42,21 @@ def to_detection_array(
     Args:
         detections: of one image.
         header: of the message of the image; it becomes that of the array and of each detection.
-        array: ``vision_msgs.msg.Detection2DArray``.
-        detection: ``vision_msgs.msg.Detection2D``.
-        hypothesis: ``vision_msgs.msg.ObjectHypothesisWithPose``.
-        class_ids: whether ``class_id`` is the name of a class, or its number as text. Noetic's
-            messages have numbers only.
-
-    Raises:
-        ConfigError: ``class_ids`` is unknown.
+        messages: the module ``vision_msgs.msg``, or an object that has Detection2DArray,
+            Detection2D and ObjectHypothesisWithPose: functions that return messages with default
+            values.
+        numbers: whether ``class_id`` is the number of a class as text instead of its name.
+            Noetic's messages have numbers only.
     """
-    if class_ids not in ("name", "number"):
-        raise ConfigError(f'class_ids is {class_ids!r}, expected "name" or "number"')
-    message = array()
+    message = messages.Detection2DArray()
     message.header = header
     best_first = detections[np.argsort(-detections.confidence, kind="stable")]
-    message.detections = [
-        _detection(found, header, detection(), hypothesis(), class_ids == "name")
-        for found in best_first
-    ]
+    message.detections = [_detection(found, header, messages, numbers) for found in best_first]
     return message
 
 
-def _detection(found: Detection, header: Any, message: Any, hypothesis: Any, named: bool) -> Any:
+def _detection(found: Detection, header: Any, messages: Any, numbers: bool) -> Any:
+    message, hypothesis = messages.Detection2D(), messages.ObjectHypothesisWithPose()
     message.header = header
     centre = message.bbox.center
     # Humble has its own Pose2D with a position; before, it was that of geometry_msgs.
@@ -79,7 +64,7 @@ def _detection(found: Detection, header: Any, message: Any, hypothesis: Any, nam
     point.x, point.y = map(float, found.center)
     message.bbox.size_x = float(found.right - found.left)
     message.bbox.size_y = float(found.bottom - found.top)
-    class_id = found.class_name if named else str(found.class_id)
+    class_id = str(found.class_id) if numbers else found.class_name
     if hasattr(hypothesis, "hypothesis"):  # Galactic and later
         hypothesis.hypothesis.class_id = class_id
         hypothesis.hypothesis.score = float(found.confidence)
@@ -131,7 +116,7 @@ class Ros2Detector:
     Args:
         detector: it is closed by ``close``; nothing else may use it.
         make: makes a result message of ``Detections`` and the header of the image, for example
-            ``partial(to_detection_array, array=Detection2DArray, ...)``.
+            ``partial(to_detection_array, messages=vision_msgs.msg)``.
         publish: sends a result message, such as the method of an rclpy publisher. It is called in
             the background thread.
         topic: name of the images' topic, for errors and as the ``source`` of detections.
@@ -174,6 +159,11 @@ class Ros2Detector:
         self._closed = False
         self._state = _State()
         self._period = _Period(time.monotonic())
+
+    @property
+    def topic(self) -> str:
+        """The topic of the images."""
+        return self._topic
 
     def put(self, message: Any) -> None:
         """Take a ``sensor_msgs/Image`` or ``CompressedImage``; return at once.
@@ -223,30 +213,30 @@ class Ros2Detector:
         wait(pending, _CLOSE_SECONDS)
         self._detector.close()
 
-    def diagnostics(self, *, array: Make, status: Make, key_value: Make) -> Any:
+    def diagnostics(self, messages: Any, stamp: Any) -> Any:
         """Return a ``diagnostic_msgs/DiagnosticArray`` with one status; call it once per second.
 
         Rate, ages and errors are those since the last call. The level is ERROR if all images since
         then have failed; WARN if some have failed, if there was no image for ``silence`` seconds,
-        or if one has been in the engine for longer than that. The caller sets the header's stamp.
+        or if one has been in the engine for longer than that.
 
         Args:
-            array: ``diagnostic_msgs.msg.DiagnosticArray``.
-            status: ``diagnostic_msgs.msg.DiagnosticStatus``.
-            key_value: ``diagnostic_msgs.msg.KeyValue``.
+            messages: the module ``diagnostic_msgs.msg``, or an object that has DiagnosticArray,
+                DiagnosticStatus and KeyValue: functions that return messages with default values.
+            stamp: the time now, a ``builtin_interfaces/Time``.
         """
         now = time.monotonic()
         with self._lock:
             period, self._period = self._period, _Period(now)
             level, text = self._assess(period, now)
             values = self._values(period, now)
-        entry = status()
+        entry = messages.DiagnosticStatus()
         entry.level = getattr(entry, level)  # a byte or an integer, depending on the library
         entry.name, entry.message = f"y7edge: {self._topic}", text
         entry.hardware_id = str(self._info.get("device", ""))
-        entry.values = [_key_value(key_value(), key, text) for key, text in values.items()]
-        message = array()
-        message.status = [entry]
+        entry.values = [_key_value(messages.KeyValue(), key, text) for key, text in values.items()]
+        message = messages.DiagnosticArray()
+        message.header.stamp, message.status = stamp, [entry]
         return message
 
     def _run(self, message: Any, number: int) -> None:
