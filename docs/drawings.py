@@ -70,7 +70,8 @@ class Drawing:
     def zone(self, x: float, y: float, width: float, height: float, fill: str) -> None:
         """Add a coloured area; (x, y) is its upper left corner."""
         self._parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="8" fill="{fill}"/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{fill}" '
+            'rx="8"/>'
         )
 
     def line(self, *points: Point, ink: str = INK, tip: bool = True, dashed: bool = False) -> None:
