@@ -1,7 +1,7 @@
 """Detections as rows of a table, and writers of .jsonl, .csv and .parquet files.
 
-The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row:
-``Detections.to_dict`` keeps such frames.
+The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row,
+unless the writer has ``every_frame``; ``Detections.to_dict`` keeps such frames too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ COLUMNS = {
 }
 """Names and Arrow types of the columns, in their order; "float" is float32."""
 
+ERROR = "error"
+"""Name of the last column of a writer with ``every_frame``, a string."""
+
 _JSON_START = b'{"source": '  # of each line
 _GROUP = 50_000  # rows of a row group of a Parquet file
 _CHUNK = 1 << 16  # bytes that are read at once from the end of a file
@@ -51,13 +54,7 @@ def rows(detections: Detections) -> list[Row]:
     Boxes are in pixels of the image, rounded to 3 decimals, confidences to 6, as in
     ``Detections.to_dict``.
     """
-    frame = {
-        "source": detections.source,
-        "timestamp_ns": detections.timestamp_ns,
-        "frame_id": detections.frame_id,
-        "image_width": int(detections.image_wh[0]),
-        "image_height": int(detections.image_wh[1]),
-    }
+    frame = _of_frame(detections)
     return [
         {
             **frame,
@@ -69,10 +66,22 @@ def rows(detections: Detections) -> list[Row]:
             "class_id": one.class_id,
             "class_name": one.class_name,
             "tracker_id": one.tracker_id,
-            "model_id": detections.model_id,
         }
         for one in detections
     ]
+
+
+def _of_frame(detections: Detections) -> Row:
+    """Return a row in which only the columns of the frame and the model are known."""
+    return {
+        **dict.fromkeys(COLUMNS),
+        "source": detections.source,
+        "timestamp_ns": detections.timestamp_ns,
+        "frame_id": detections.frame_id,
+        "image_width": int(detections.image_wh[0]),
+        "image_height": int(detections.image_wh[1]),
+        "model_id": detections.model_id,
+    }
 
 
 class RowWriter(AbstractContextManager["RowWriter"]):
@@ -91,6 +100,8 @@ class RowWriter(AbstractContextManager["RowWriter"]):
     Args:
         path: the file.
         append: add to an existing .jsonl or .csv file.
+        every_frame: a frame without detections has one row, in which the columns of a detection are
+            None. The column ``ERROR`` follows those of ``COLUMNS``; see ``add_error``.
 
     Raises:
         ConfigError: the suffix is unknown, or a Parquet file is to be appended to.
@@ -98,8 +109,12 @@ class RowWriter(AbstractContextManager["RowWriter"]):
         RuntimeMissing: pyarrow is not installed.
     """
 
-    def __init__(self, path: Path | str, *, append: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, *, append: bool = False, every_frame: bool = False
+    ) -> None:
         self._path = Path(path)
+        self._every_frame = every_frame
+        self._columns = {**COLUMNS, ERROR: "string"} if every_frame else COLUMNS
         self._stack = ExitStack()
         suffix = self._path.suffix.lower()
         if suffix not in (".jsonl", ".csv", ".parquet"):
@@ -125,9 +140,21 @@ class RowWriter(AbstractContextManager["RowWriter"]):
             OutputError: they cannot be written.
             DataError: a number is too large for its column in a Parquet file.
         """
-        if found := rows(detections):
+        found = rows(detections)
+        if self._every_frame:
+            found = [{**row, ERROR: None} for row in found or [_of_frame(detections)]]
+        if found:
             with writing("the rows", self._path):
                 self._write(found)
+
+    def add_error(self, source: str, message: str) -> None:
+        """Write a row for a source that cannot be read; the writer has ``every_frame``.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing("the rows", self._path):
+            self._write([{**dict.fromkeys(self._columns), "source": source, ERROR: message}])
 
     def close(self) -> None:
         """Finish the file; can be called twice.
@@ -147,7 +174,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
 
     def _text(self, stack: ExitStack, suffix: str, append: bool) -> Callable[[list[Row]], None]:
         encode = _csv if suffix == ".csv" else _json
-        header = _csv_line(COLUMNS) if suffix == ".csv" else b""
+        header = _csv_line(self._columns) if suffix == ".csv" else b""
         start = header or _JSON_START
         if append:
             require_replaceable(self._path, folder=False)
@@ -156,7 +183,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
                 self._check_start(start)
             stream = stack.enter_context(self._path.open("ab", buffering=0))
             stack.callback(os.fsync, stream.fileno())
-            _cut_last_row(stream, self._path)
+            cut_last_line(stream, self._path)
             is_new = not os.fstat(stream.fileno()).st_size
         else:
             temporary = stack.enter_context(atomic_write(self._path))
@@ -176,10 +203,8 @@ class RowWriter(AbstractContextManager["RowWriter"]):
             )
 
     def _parquet(self, stack: ExitStack) -> Callable[[list[Row]], None]:
-        with needing("pyarrow", "parquet", "writing Parquet files"):
-            import pyarrow
-            import pyarrow.parquet
-        fields = [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+        pyarrow = load_pyarrow()
+        fields = [(name, pyarrow.type_for_alias(kind)) for name, kind in self._columns.items()]
         schema = pyarrow.schema(fields)
         temporary = stack.enter_context(atomic_write(self._path))
         file = stack.enter_context(pyarrow.parquet.ParquetWriter(str(temporary), schema))
@@ -201,6 +226,14 @@ class RowWriter(AbstractContextManager["RowWriter"]):
 
         stack.push(lambda kind, *_: flush() if kind is None else None)
         return write
+
+
+def load_pyarrow() -> Any:
+    """Import pyarrow, with its module ``parquet``, or raise RuntimeMissing."""
+    with needing("pyarrow", "parquet", "writing Parquet files"):
+        import pyarrow
+        import pyarrow.parquet
+    return pyarrow
 
 
 def _json(found: list[Row]) -> bytes:
@@ -231,7 +264,7 @@ def _write_all(stream: BinaryIO, content: bytes) -> None:
         view = view[stream.write(view) :]
 
 
-def _cut_last_row(stream: BinaryIO, path: Path) -> None:
+def cut_last_line(stream: BinaryIO, path: Path) -> None:
     """Remove what follows the last line break of a file."""
     end = os.fstat(stream.fileno()).st_size
     with path.open("rb") as content:

@@ -68,7 +68,27 @@ _Overlap = Annotated[
 _Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Table of all detections: .jsonl, .csv or .parquet.", callback=out_file
+        metavar="FILE",
+        help="Table of all detections: .jsonl, .csv or .parquet; or a folder of such files.",
+        callback=_out,
+    ),
+]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the results in the folder --out.")
+]
+_Format = Annotated[
+    str | None, typer.Option(help="Format of the files in the folder --out: jsonl, parquet.")
+]
+_PartSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images in each file of the folder --out; default: 1000."),
+]
+_Shard = Annotated[
+    Any,
+    typer.Option(
+        metavar="K/N",
+        parser=_Part.parse,
+        help="Process one part of N of the files, such as 2/8; each into its own folder --out.",
     ),
 ]
 _Track = Annotated[
