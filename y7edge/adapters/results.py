@@ -402,15 +402,13 @@ class Results(AbstractContextManager["Results"]):
         return f"part-{number:05d}.{self._format}"
 
 
-def in_shard(path: Path, shard: tuple[int, int]) -> bool:
-    """Return whether a file belongs to shard (number from 1, count).
+def in_shard(path: Path, number: int, of: int) -> bool:
+    """Return whether a file belongs to share ``number``, from 1, of ``of`` shares.
 
-    It depends on the name of the file only, so that files can be added, and folders be mounted
-    elsewhere.
+    It depends on the name of the file only, not on the other files and the folder.
     """
-    number, count = shard
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % count == number - 1
+    return int.from_bytes(digest, "big") % of == number - 1
 
 
 def _lines(path: Path) -> Iterator[bytes]:

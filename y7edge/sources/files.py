@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -219,6 +219,11 @@ class Files(Source):
         return True
 
     @property
+    def loops(self) -> bool:
+        """Whether the files are read again after the last one."""
+        return self._rounds_left != 0
+
+    @property
     def progress(self) -> float:
         """Fraction of the files, or of a video's frames, that were read: 0 to 1."""
         video = self._video
@@ -250,7 +255,7 @@ class Files(Source):
 
 def read_ahead(
     paths: Iterable[str], levels: tuple[int, int] | None = None, threads: int = 2
-) -> Iterator[Opened]:
+) -> Generator[Opened, None, None]:
     """Yield each file with its frames; the first frames of the next files are read in threads.
 
     The iterator of a file raises SourceError if the file cannot be read completely.
