@@ -1,7 +1,8 @@
 """Detections as rows of a table, and writers of .jsonl, .csv and .parquet files.
 
-The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row,
-unless the writer has ``every_frame``; ``Detections.to_dict`` keeps such frames too.
+The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row.
+In tables of *every frame* it has one, in which the columns of a detection are None, a source that
+cannot be read has one too, and the column ``ERROR`` follows the others.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ COLUMNS = {
 """Names and Arrow types of the columns, in their order; "float" is float32."""
 
 ERROR = "error"
-"""Name of the last column of a writer with ``every_frame``, a string."""
+"""Name of the last column of tables of every frame, a string: why a source cannot be read."""
+_EVERY_FRAME = {**COLUMNS, ERROR: "string"}
 
 _JSON_START = b'{"source": '  # of each line
 _GROUP = 50_000  # rows of a row group of a Parquet file
@@ -69,6 +71,32 @@ def rows(detections: Detections) -> list[Row]:
         }
         for one in detections
     ]
+
+
+def frame_rows(detections: Detections) -> list[Row]:
+    """Return the rows of a frame for tables of every frame: at least one."""
+    return [{**row, ERROR: None} for row in rows(detections) or [_of_frame(detections)]]
+
+
+def error_row(source: str, message: str) -> Row:
+    """Return the row of a source that cannot be read, for tables of every frame."""
+    return {**dict.fromkeys(COLUMNS), "source": source, ERROR: message}
+
+
+def arrow_table(found: list[Row], *, every_frame: bool = False) -> Any:
+    """Return rows as a pyarrow.Table; bytes of file names that are not UTF-8 are escaped.
+
+    Raises:
+        RuntimeMissing: pyarrow is not installed.
+    """
+    plain = [{name: _utf8(value) for name, value in row.items()} for row in found]
+    return load_pyarrow().Table.from_pylist(plain, _schema(every_frame))
+
+
+def _schema(every_frame: bool) -> Any:
+    pyarrow = load_pyarrow()
+    columns = _EVERY_FRAME if every_frame else COLUMNS
+    return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
 
 
 def _of_frame(detections: Detections) -> Row:
@@ -100,8 +128,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
     Args:
         path: the file.
         append: add to an existing .jsonl or .csv file.
-        every_frame: a frame without detections has one row, in which the columns of a detection are
-            None. The column ``ERROR`` follows those of ``COLUMNS``; see ``add_error``.
+        every_frame: write a table of every frame; see ``add_error``.
 
     Raises:
         ConfigError: the suffix is unknown, or a Parquet file is to be appended to.
@@ -114,7 +141,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
     ) -> None:
         self._path = Path(path)
         self._every_frame = every_frame
-        self._columns = {**COLUMNS, ERROR: "string"} if every_frame else COLUMNS
+        self._columns = _EVERY_FRAME if every_frame else COLUMNS
         self._stack = ExitStack()
         suffix = self._path.suffix.lower()
         if suffix not in (".jsonl", ".csv", ".parquet"):
@@ -140,21 +167,18 @@ class RowWriter(AbstractContextManager["RowWriter"]):
             OutputError: they cannot be written.
             DataError: a number is too large for its column in a Parquet file.
         """
-        found = rows(detections)
-        if self._every_frame:
-            found = [{**row, ERROR: None} for row in found or [_of_frame(detections)]]
-        if found:
+        if found := frame_rows(detections) if self._every_frame else rows(detections):
             with writing("the rows", self._path):
                 self._write(found)
 
     def add_error(self, source: str, message: str) -> None:
-        """Write a row for a source that cannot be read; the writer has ``every_frame``.
+        """Write the row of a source that cannot be read; only with ``every_frame``.
 
         Raises:
             OutputError: it cannot be written.
         """
         with writing("the rows", self._path):
-            self._write([{**dict.fromkeys(self._columns), "source": source, ERROR: message}])
+            self._write([error_row(source, message)])
 
     def close(self) -> None:
         """Finish the file; can be called twice.
@@ -204,15 +228,14 @@ class RowWriter(AbstractContextManager["RowWriter"]):
 
     def _parquet(self, stack: ExitStack) -> Callable[[list[Row]], None]:
         pyarrow = load_pyarrow()
-        fields = [(name, pyarrow.type_for_alias(kind)) for name, kind in self._columns.items()]
-        schema = pyarrow.schema(fields)
         temporary = stack.enter_context(atomic_write(self._path))
+        schema = _schema(self._every_frame)
         file = stack.enter_context(pyarrow.parquet.ParquetWriter(str(temporary), schema))
         waiting: list[Row] = []
 
         def flush() -> None:
             if waiting:
-                file.write_table(pyarrow.Table.from_pylist(waiting, schema))
+                file.write_table(arrow_table(waiting, every_frame=self._every_frame))
                 waiting.clear()
 
         def write(found: list[Row]) -> None:
@@ -220,7 +243,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
                 for name in ("timestamp_ns", "frame_id"):
                     if row[name] is not None and not -(1 << 63) <= row[name] < 1 << 63:
                         raise DataError(f"{name} is {row[name]}, which is more than 64 bits")
-            waiting.extend({name: _utf8(value) for name, value in row.items()} for row in found)
+            waiting.extend(found)
             if len(waiting) >= _GROUP:
                 flush()
 
