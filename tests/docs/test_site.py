@@ -102,9 +102,9 @@ def site(tmp_path_factory):
         capture_output=True,
         text=True,
     )
-    printed = built.stdout + built.stderr
-    assert built.returncode == 0, printed
-    assert "No issues found" in printed, printed
+    printed = re.sub(r"\x1b\[[\d;]*m", "", built.stdout + built.stderr).partition("Traceback")[0]
+    if built.returncode != 0 or "No issues found" not in printed:
+        pytest.fail(printed, pytrace=False)
     return folder / "build" / "site"
 
 
