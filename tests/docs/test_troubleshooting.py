@@ -1,6 +1,6 @@
 """docs/troubleshooting.md: every message that it quotes is a message of the code.
 
-A quoted message is text in code font that starts with ``error:``, ``warning:`` or ``...``. ``...`` in
+A quoted message is text in code font that starts with ``error:``, ``warning:`` or ``...``. Dots in
 it stands for names, numbers, and parts of other messages. The slow test of the page compares the
 messages in its transcripts with what the commands print.
 """
