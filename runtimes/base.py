@@ -1,6 +1,6 @@
 """The interface of runtimes and sessions, and the checks that all runtimes share.
 
-A runtime is a module with the members of :class:`Runtime`, in this folder or announced by an entry
+A runtime is a module with the members of ``Runtime``, in this folder or announced by an entry
 point of the group ``y7edge.runtimes``. It imports its engine inside functions only. A session is a
 model that was opened in an engine; its inputs and outputs are numpy arrays.
 """

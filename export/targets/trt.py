@@ -16,6 +16,7 @@ needs outputs of unknown size, and NMS takes little time compared with the netwo
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -431,7 +432,7 @@ def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException
 
     stopped: list[BaseException] = []
     console = Console(stderr=True)
-    if not console.is_terminal or _trt_versions.value("progress monitor", version) == "no":
+    if not sys.stderr.isatty() or _trt_versions.value("progress monitor", version) == "no":
         yield stopped
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())

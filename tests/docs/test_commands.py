@@ -20,7 +20,7 @@ from tests.docs.blocks import ROOT, Command
 
 CHECKPOINT = ROOT / "tests" / "reference" / "demo.safetensors"
 SIDE = 160  # pixels of the checkpoint's images
-LIMIT_S = 1800
+LIMIT_S = 900
 PAGES = [page for page in blocks.pages() if any(one.is_run for one in blocks.commands(page))]
 
 
@@ -46,6 +46,7 @@ SHORTER = (
 )
 # What commands do without these options takes long: the command -> options that are added.
 DEFAULTS = {
+    "y7edge train --qat": {"--qat-iterations": "10"},
     "y7edge train": {"--epochs": "1", "--imgsz": str(SIDE), "--batch": "4", "--workers": "0"},
 }
 UNCHANGED = re.compile("--resume|--print-recipe|--help")
@@ -75,6 +76,7 @@ def shortened(text: str) -> str:
         if command in text and not UNCHANGED.search(text):
             added = " ".join(f"{key} {value}" for key, value in options.items() if key not in text)
             text = text.replace(command, f"{command} {added}", 1)
+            break
     return text
 
 
@@ -214,14 +216,17 @@ def run_page(page: str, folder: Path, work: Path) -> None:
         )
         for descriptor in (asked, ask, answered, answer):
             os.close(descriptor)
+        code: int | str = f"not ended after {LIMIT_S} s"
         try:
-            code: int | str = shell.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            code = f"not ended after {LIMIT_S} s"
-        for process in (shell, python):
-            if process.poll() is None and (process is shell or code != 0):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = shell.wait(LIMIT_S)
+            if code == 0:
+                code = python.wait(60)
+        finally:
+            for process in (shell, python):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(60)
     if code != 0:
         failed = listed[int((work / "started").read_text().splitlines()[-1].split()[0])]
         printed = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])

@@ -378,10 +378,15 @@ def test_the_gpu_is_the_one_that_was_asked_for(start, order):
     assert trt.versions() == {"tensorrt": "10.3.0.30"}
 
 
-@pytest.mark.parametrize(("version", "shown"), [("8.6.1", False), ("10.3.0.30", True)])
-def test_progress_on_a_terminal(start, order, monkeypatch, capfd, version, shown):
+def on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich writes as to a terminal
     monkeypatch.setenv("TERM", "xterm")
+
+
+@pytest.mark.parametrize(("version", "shown"), [("8.6.1", False), ("10.3.0.30", True)])
+def test_progress_on_a_terminal(start, order, monkeypatch, capfd, version, shown):
+    on_a_terminal(monkeypatch)
     start(version)
     order()
     assert ("Building" in capfd.readouterr().err) == shown
@@ -405,8 +410,7 @@ def test_an_interrupted_build(monkeypatch):
 
 
 def test_an_error_in_the_display_ends_the_build(start, order, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
+    on_a_terminal(monkeypatch)
     world = start()
 
     def fail(*_, **__):
