@@ -53,6 +53,16 @@ def test_each_precision_is_made_proved_and_measured(narrow_tiny, tmp_path):
     }
 
 
+def test_a_target_whose_packages_are_missing(narrow_tiny, tmp_path, monkeypatch):
+    for module in (registry.get("qnn"), targets.get("qnn")):
+        monkeypatch.setattr(module, "NEEDS", {"no_such_package": "y7edge[qnn]"})
+    found = export_all(order(narrow_tiny, tmp_path / "all", only=["qnn", "onnx"]))
+    states = {(one.target, one.precision): one.state for one in found}
+    assert states["qnn", "fp16"] == "not made"
+    assert states["onnx", "fp32"] == "run"
+    assert "no_such_package" in next(one.problem for one in found if one.precision == "fp16")
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
