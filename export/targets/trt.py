@@ -201,7 +201,10 @@ class Build:
             smaller = workspace // 2
             short = any(_MEMORY.search(text) for text in logger.errors)
             if not short or smaller < _trt_settings.LEAST_WORKSPACE:
-                raise ExportError(f"TensorRT cannot build {self._request.name}: {problem}")
+                hint = "; stop other programs and the desktop, or export a smaller --imgsz"
+                raise ExportError(
+                    f"TensorRT cannot build {self._request.name}: {problem}{hint if short else ''}"
+                )
             tell(f"memory ran out with a workspace of {workspace} MiB ({problem}): try {smaller}")
             workspace = smaller
         counts = self._inspect(logger, plan, asked)

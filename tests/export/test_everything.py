@@ -53,16 +53,6 @@ def test_each_precision_is_made_proved_and_measured(narrow_tiny, tmp_path):
     }
 
 
-def test_a_target_whose_packages_are_missing(narrow_tiny, tmp_path, monkeypatch):
-    for module in (registry.get("qnn"), targets.get("qnn")):
-        monkeypatch.setattr(module, "NEEDS", {"no_such_package": "y7edge[qnn]"})
-    found = export_all(order(narrow_tiny, tmp_path / "all", only=["qnn", "onnx"]))
-    states = {(one.target, one.precision): one.state for one in found}
-    assert states["qnn", "fp16"] == "not made"
-    assert states["onnx", "fp32"] == "run"
-    assert "no_such_package" in next(one.problem for one in found if one.precision == "fp16")
-
-
 @pytest.mark.parametrize(
     ("error", "state"),
     [
@@ -118,6 +108,16 @@ def test_emulators_are_told_from_devices(monkeypatch):
     assert is_simulated(mnnrt)
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["npu", "emulator"])
     assert not is_simulated(mnnrt)
+
+
+def test_an_emulator_whose_package_is_missing_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch):
+    absent = {"y7edge_absent": "y7edge[qnn]"}
+    for module in (targets.get("qnn"), registry.get("qnn")):
+        monkeypatch.setattr(module, "NEEDS", absent)
+    monkeypatch.setattr(registry.get("qnn"), "load_engine", pytest.fail)
+    found = export_all(order(narrow_tiny, tmp_path, only=["qnn"]))
+    assert {one.state for one in found} == {"not made"}
+    assert "needs y7edge_absent" in found[0].problem
 
 
 def test_results_of_an_emulator_are_not_those_of_a_device(narrow_tiny, tmp_path, monkeypatch):

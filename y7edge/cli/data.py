@@ -35,6 +35,16 @@ _Fix = Annotated[
     Path | None,
     typer.Option("--fix", metavar="OUT", help="Write a cleaned copy to OUT; DATA is not changed."),
 ]
+_Val = Annotated[
+    float | None,
+    typer.Option(
+        "--val",
+        min=0.01,
+        max=0.99,
+        metavar="FRACTION",
+        help="With --fix, if there is no split val: fraction of the images of train to move there.",
+    ),
+]
 _Save = Annotated[
     Path | None,
     typer.Option(
@@ -58,6 +68,7 @@ def check(
     data: _Data,
     imgsz: _Side = 640,
     fix: _Fix = None,
+    val: _Val = None,
     save: _Save = None,
     as_json: Json = False,
 ) -> None:
@@ -65,19 +76,22 @@ def check(
 
     Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
     The exit code is 4 if there are errors; warnings and infos do not count. With --fix, a cleaned
-    copy is written, and the exit code depends on the errors in the copy.
+    copy is written, and the exit code depends on the errors in the copy. --val makes the split val
+    of the copy; nearly equal images stay in one split.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
     from y7edge.data.check.paths import require_copy, require_page
     from y7edge.data.check.report import write_page
 
+    if val is not None and fix is None:
+        raise typer.BadParameter("needs --fix OUT, because DATA is not changed", param_hint="--val")
     if save is not None:
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
     with bar("images") as progress:
-        report = examine(data, imgsz=imgsz, progress=progress)
+        report = examine(data, imgsz=imgsz, val=val, progress=progress)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
