@@ -345,9 +345,9 @@ def _static_reason(runtime: Runtime) -> str | None:
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
-    extras = {need.removeprefix("y7edge[").removesuffix("]") for need in runtime.NEEDS.values()}
+    own = {need.removeprefix("y7edge[").removesuffix("]") for need in runtime.NEEDS.values()}
     for package, version in runtime.versions().items():
-        if least := _too_old(package, version, extras):
+        if least := _too_old(package, version, own):
             return f"{package} is {version}, expected {least} or later: pip install -U {package}"
     return None
 
