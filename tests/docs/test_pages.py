@@ -26,6 +26,7 @@ else:
 
 PAGES = pages()
 SITE = [page for page in PAGES if page.startswith("docs/")]
+COMPLETION = ("--install-completion", "--show-completion")  # parsing them would install it
 # Pages of the repository that are not published.
 UNPUBLISHED = {"docs/progress.md"}
 
@@ -53,7 +54,8 @@ def command_line():
 
 def parse(arguments):
     """Parse arguments of y7edge without running the command; raise an error if they are wrong."""
-    command, rest = command_line(), [one for one in arguments if one != TRACEBACK]
+    command = command_line()
+    rest = [one for one in arguments if one != TRACEBACK and one not in COMPLETION]
     while rest and rest[0] in getattr(command, "commands", {}):
         command, rest = command.commands[rest[0]], rest[1:]
     if rest and hasattr(command, "commands") and not rest[0].startswith("-"):
