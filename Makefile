@@ -3,10 +3,13 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    PyTorch without CUDA
 #   PYTHON=python3.12 make test                                   another interpreter
 #   WORKERS=8 make test                                           more test processes
+#   PYTHONS="python3.10 python3.13" make dist                     interpreters that install the wheel
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
+PYTHONS ?= $(PYTHON)
+LOWEST ?= $(firstword $(PYTHONS))
 
 comma := ,
 BIN := .venv/bin
@@ -20,7 +23,10 @@ STRUCTURE := tests/test_structure.py tests/test_packaging.py
 # One thread for each of the test processes, or their engines fight for the same cores.
 test test-all: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-all check setup clean
+# Times of files in the wheel, so that the same commit gives the same bytes.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+
+.PHONY: help demo test test-all check setup dist clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -39,6 +45,13 @@ check: $(INSTALLED) ## ruff, mypy --strict, and the tests of structure
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(PYTEST) -m "not slow" $(STRUCTURE)
+
+dist: $(INSTALLED) ## wheel and sdist in dist/, installed and checked with each of PYTHONS
+	$(PIP) --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/packaging/check_dist.py dist --python $(PYTHONS) --lowest $(LOWEST)
 
 setup: $(INSTALLED) ## only the virtual environment
 

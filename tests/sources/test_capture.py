@@ -305,7 +305,8 @@ def python(code, *, wait=True, cwd=ROOT, **options):
     """Run code in a new interpreter; return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        # From 3.12 on, Python warns of fork in a process with threads, which these tests are about.
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -468,7 +469,8 @@ def test_the_child_finds_the_package_wherever_it_is_started(tmp_path):
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+        # From 3.12 on, Python warns of fork in a process with threads, which these tests are about.
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.stdout == "(640, 480)\n", done.stderr
 
