@@ -3,13 +3,13 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    PyTorch without CUDA
 #   PYTHON=python3.12 make test                                   another interpreter
 #   WORKERS=8 make test                                           more test processes
-#   PYTHONS="python3.10 python3.13" make dist                     interpreters that install the wheel
+#   PYTHONS="python3.11 python3.13" LOWEST=python3.10 make dist   interpreters that try the packages
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
 PYTHONS ?= $(PYTHON)
-LOWEST ?= $(firstword $(PYTHONS))
+LOWEST ?=
 
 comma := ,
 BIN := .venv/bin
@@ -51,7 +51,7 @@ dist: $(INSTALLED) ## wheel and sdist in dist/, installed and checked with each 
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
-	$(BIN)/python tests/packaging/check_dist.py dist --python $(PYTHONS) --lowest $(LOWEST)
+	$(BIN)/python tests/packaging/check_dist.py dist --python $(PYTHONS) $(addprefix --lowest ,$(LOWEST))
 
 setup: $(INSTALLED) ## only the virtual environment
 

@@ -1,6 +1,6 @@
 """Check a wheel and a source distribution as users get them: in empty environments.
 
-    make dist PYTHONS="python3.10 python3.12"                    builds both, then runs this script
+    make dist PYTHONS="python3.11 python3.12" LOWEST=python3.10   builds both, then runs this script
     python tests/packaging/check_dist.py dist --python python3.12 --no-tests
     python tests/packaging/check_dist.py dist --lowest python3.10
 

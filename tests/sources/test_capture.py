@@ -469,8 +469,7 @@ def test_the_child_finds_the_package_wherever_it_is_started(tmp_path):
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        # From 3.12 on, Python warns of fork in a process with threads, which these tests are about.
-        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.stdout == "(640, 480)\n", done.stderr
 
