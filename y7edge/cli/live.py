@@ -219,9 +219,11 @@ def live(
     """
     if web is health is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
         raise UsageError("--token is for the page and for the health: add --web or --health")
+    from y7edge.live.access import new_token
     from y7edge.live.feed import Limits
     from y7edge.live.loop import opening_conf
 
+    token = new_token() if token == "auto" else token  # the same for both
     with ExitStack() as stack:
         stack.enter_context(logging_to(log_file, log_level))
         service = stack.enter_context(Service.open(health, token, silence))

@@ -81,7 +81,7 @@ def _listening(health: str, token: str | None) -> Iterator[tuple[Listener, Guard
         import y7edge.live.health_server  # noqa: F401
 
     address = Address.parse(health, "--health")
-    guard = Guard(address, None if token == "auto" else token, required=False)
+    guard = Guard(address, token, required=False)
     with address.listen() as listener:
         yield listener, guard
 

@@ -118,6 +118,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def new_token() -> str:
+    """Return a new secret."""
+    return secrets.token_urlsafe(24)
+
+
 class Guard:
     """Decide which requests are answered.
 
@@ -145,7 +150,7 @@ class Guard:
             raise ConfigError(
                 "--token: expected 'auto', or 16 to 200 letters, digits or _ . ~ -"  # not printed
             )
-        self.token = secrets.token_urlsafe(24) if token == "auto" else token
+        self.token = new_token() if token == "auto" else token
         self.is_loopback = address.is_loopback
         machine = socket.gethostname().lower()
         self._names = {"localhost", address.host}

@@ -9,11 +9,11 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 from y7edge.text import one_line
 
 _LONGEST_STATUS = 200
+_SEND_S = 1.0
 
 
 class Notifier:
@@ -28,11 +28,10 @@ class Notifier:
         address = environment.get("NOTIFY_SOCKET", "")
         is_address = address[:1] in ("/", "@") and len(address) > 1
         self._address = address.replace("@", "\0", 1) if address[:1] == "@" else address
-        self._socket = (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            if is_address
-            else None
-        )
+        self._socket: socket.socket | None = None
+        if is_address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.settimeout(_SEND_S)  # its queue may be full
         usec = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog: float | None = int(usec) / 1e6 if usec.isdecimal() and ours else None
@@ -47,8 +46,7 @@ class Notifier:
     def ready(self) -> None:
         """Say once that the service has started: the first result is there."""
         if not self._ready:
-            self._ready = True
-            self._send("READY=1")
+            self._ready = self._send("READY=1")
 
     def alive(self) -> None:
         """Give a sign of life."""
@@ -77,8 +75,12 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, state: str) -> None:
-        if self._socket is not None:
-            # A service manager that is gone or busy must not stop the detection.
-            with suppress(OSError):
-                self._socket.sendto(state.encode(), socket.MSG_DONTWAIT, self._address)
+    def _send(self, state: str) -> bool:
+        """Send a state; a manager that is gone or busy does not stop the detection."""
+        if self._socket is None:
+            return True
+        try:
+            self._socket.sendto(state.encode(), self._address)
+        except OSError:
+            return False
+        return True
