@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -147,7 +147,8 @@ def logging_to(path: Path | None, level: Level | None) -> Iterator[None]:
         ours.setLevel(logging.NOTSET)
         if file is not None:
             all_loggers.removeHandler(file)
-            file.close()
+            with suppress(OSError):  # was reported
+                file.close()
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
