@@ -34,6 +34,7 @@ else:
     }
 needs_rosbags = pytest.mark.skipif(not rosbags, reason="the package rosbags is not installed")
 
+MODEL = Path(__file__).parents[1] / "reference" / "schema1.onnx"
 VISION = Path(__file__).parents[1] / "examples" / "ros2" / "vision_msgs" / "msg"
 WITH_POSE = "geometry_msgs/PoseWithCovariance pose\n"
 BOX = "geometry_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y\n"
@@ -403,13 +404,13 @@ def test_invalid_options(running, options):
 
 
 @needs_rosbags
-def test_with_a_model(parts_model, humble):
+def test_with_a_model(humble):
     """A real Detector: the boxes of a scene, other thresholds while it runs, and diagnostics."""
     picture = scene(3).image
     results, arrived = [], threading.Semaphore(0)
     vision = humble.package("vision_msgs")
     node = Ros2Detector(
-        Detector(parts_model),
+        Detector(MODEL),
         partial(to_detection_array, messages=vision),
         lambda result: (results.append(result), arrived.release()),
     )
@@ -422,7 +423,7 @@ def test_with_a_model(parts_model, humble):
         assert results[-1].header == one.header
         return [kind_of(found.results[0])[1] for found in humble.again(results[-1]).detections]
 
-    with Detector(parts_model) as detector:
+    with Detector(MODEL) as detector:
         expected = detector(picture)
         assert len(expected) >= 2
         assert scores() == expected.confidence.tolist()
