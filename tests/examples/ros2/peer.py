@@ -4,7 +4,8 @@ It runs in the environment of ROS 2, and reads a script from the command line: a
 Every step prints one line of JSON.
 
     {"publish": ["image.npy", ...], "encoding": "bgr8", "every": 0.5}   images, one period apart
-    {"each": [...], "encoding": "rgb8"}        images, each after the result of the one before
+    {"each": [...], "encoding": "rgb8"}        images, each after the result of the one before; and
+                                               the results
     {"wait": "results", "more": 2, "seconds": 30}          until so many more messages have come
     {"set": {"conf": 0.5}}                     parameters of the node
 """
@@ -75,12 +76,11 @@ class Peer(Node):
             rclpy.spin_once(self, timeout_sec=min(left, 0.02))
         return bool(done())
 
-    def publish(self, path: str, encoding: str) -> None:
-        """Publish an image whose header has its number."""
+    def publish(self, path: str, encoding: str) -> list:
+        """Publish an image, with its number in the frame id; return its header."""
         pixels = np.load(path)
         message = CompressedImage() if self.compressed else Image()
-        seconds, rest = divmod(999_999_997 + self.sent * 33_000_001, 1_000_000_000)
-        message.header.stamp.sec, message.header.stamp.nanosec = 1_700_000_000 + seconds, rest
+        message.header.stamp = self.get_clock().now().to_msg()
         message.header.frame_id = f"camera_{self.sent}"
         if self.compressed:
             message.format = "bgr8; png compressed bgr8"
@@ -93,22 +93,24 @@ class Peer(Node):
             message.step, message.data = padded.shape[1], padded.tobytes()
         self.images.publish(message)
         self.sent += 1
+        return header_of(message)
 
     def run(self, step: dict) -> object:
         """Run a step; return what it prints."""
         got = {name: len(found) for name, found in self.got.items()}
         encoding = step.get("encoding", "bgr8")
+        headers = []
         if "publish" in step:
             for path in step["publish"]:
-                self.publish(path, encoding)
+                headers.append(self.publish(path, encoding))
                 self.until(lambda: False, step.get("every", 0))
-            return self.sent
+            return headers
         if "each" in step:
             for index, path in enumerate(step["each"]):
-                self.publish(path, encoding)
+                headers.append(self.publish(path, encoding))
                 wanted = got["results"] + index + 1
                 self.until(lambda wanted=wanted: len(self.got["results"]) >= wanted, 30)
-            return self.got["results"][got["results"] :]
+            return headers, self.got["results"][got["results"] :]
         if "wait" in step:
             found, start = self.got[step["wait"]], got[step["wait"]]
             self.until(lambda: len(found) >= start + step["more"], step["seconds"])
