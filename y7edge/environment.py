@@ -226,15 +226,21 @@ def _two_packages(module: str) -> str | None:
     )
 
 
-def _too_old(package: str, version: str) -> str | None:
-    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough."""
+def _too_old(package: str, version: str, extras: set[str]) -> str | None:
+    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough.
+
+    Only requirements of these extras count: qnn needs a newer ONNX Runtime than onnxruntime does.
+    """
     try:
         requirements = metadata.requires("y7edge") or []
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         return None
     for requirement in requirements:
         stated = re.match(rf"{re.escape(package)}\s*\(?>=\s*([0-9.]+)", requirement, re.IGNORECASE)
-        if stated and version_numbers(version) < version_numbers(stated[1]):
+        extra = re.search(r"""extra == ["']([^"']+)""", requirement)
+        if not stated or (extra and extra[1] not in extras):
+            continue
+        if version_numbers(version) < version_numbers(stated[1]):
             return stated[1]
     return None
 
@@ -339,8 +345,9 @@ def _static_reason(runtime: Runtime) -> str | None:
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
+    own = {need.removeprefix("y7edge[").removesuffix("]") for need in runtime.NEEDS.values()}
     for package, version in runtime.versions().items():
-        if least := _too_old(package, version):
+        if least := _too_old(package, version, own):
             return f"{package} is {version}, expected {least} or later: pip install -U {package}"
     return None
 

@@ -78,12 +78,8 @@ def test_several_cameras(shown):
     assert {line.rsplit(maxsplit=2)[0] for line in lines} == {"test://scenes", "test://scenes (2)"}
 
 
-def test_all_examples_and_links_exist():
-    table = set(re.findall(r"\[`(\w+)\.py`\]\(\.\./examples/\1\.py\)", ROBOT))
-    assert table == EXAMPLES
-    for text, folder in ((ROBOT, ROOT / "docs"), (README, ROOT)):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (folder / link).exists(), link
+def test_all_examples_are_listed():
+    assert set(re.findall(r"^\| `(\w+)\.py` \|", ROBOT, re.MULTILINE)) == EXAMPLES
 
 
 def test_a_limit_for_waiting(shown):

@@ -110,6 +110,16 @@ def test_emulators_are_told_from_devices(monkeypatch):
     assert not is_simulated(mnnrt)
 
 
+def test_an_emulator_whose_package_is_missing_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch):
+    absent = {"y7edge_absent": "y7edge[qnn]"}
+    for module in (targets.get("qnn"), registry.get("qnn")):
+        monkeypatch.setattr(module, "NEEDS", absent)
+    monkeypatch.setattr(registry.get("qnn"), "load_engine", pytest.fail)
+    found = export_all(order(narrow_tiny, tmp_path, only=["qnn"]))
+    assert {one.state for one in found} == {"not made"}
+    assert "needs y7edge_absent" in found[0].problem
+
+
 def test_results_of_an_emulator_are_not_those_of_a_device(narrow_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "is_simulated", lambda runtime: True)
     first, *_ = export_all(order(narrow_tiny, tmp_path, only=["onnx"]))

@@ -12,13 +12,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from y7edge.text import printable
 
@@ -45,7 +43,8 @@ def _plain(value: Any) -> Any:
         return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    numpy = sys.modules.get("numpy")  # whose import is slow
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
@@ -63,6 +62,20 @@ def note(text: str) -> None:
     """Print a remark of one line on standard error."""
     with suppress(OSError):  # ignore a full disk or a closed pipe
         print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar, and yield its update function; None if stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:

@@ -80,7 +80,13 @@ _Token = Annotated[
 ]
 _Width = Annotated[
     int,
-    typer.Option("--web-width", min=64, max=8192, help="Maximum width.", rich_help_panel=_PAGE),
+    typer.Option(
+        "--web-width",
+        min=64,
+        max=8192,
+        help="Maximum width of an image, pixels.",
+        rich_help_panel=_PAGE,
+    ),
 ]
 _Quality = Annotated[
     int,
@@ -99,7 +105,11 @@ _Rate = Annotated[
 ]
 _Track = Annotated[
     bool,
-    typer.Option("--track", help="Give the same id to the same object.", rich_help_panel=_RESULTS),
+    typer.Option(
+        "--track",
+        help="Track objects: each keeps its id from frame to frame.",
+        rich_help_panel=_RESULTS,
+    ),
 ]
 _Save = Annotated[
     Path | None,
@@ -363,7 +373,7 @@ class _StatusLine:
 
         console = Console(stderr=True)
         # Records on the same terminal would be mixed with lines that move.
-        moves = console.is_terminal and not (quiet and sys.stdout.isatty())
+        moves = sys.stderr.isatty() and not (quiet and sys.stdout.isatty())
         # Records on standard output are not redirected to the terminal.
         self._live = (
             Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)

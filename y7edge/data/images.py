@@ -31,17 +31,22 @@ from y7edge.files import open_regular, reason
 _LARGE = 64 << 20  # bytes; larger files are read one at a time
 
 
-def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: Path | str, levels: tuple[int, int] | None = None, *, content: bytes | None = None
+) -> NDArray[np.uint8]:
     """Decode an image into a BGR array (H, W, 3) uint8.
 
     Grey images get three equal channels. 16-bit images are scaled to 8 bits, by ``levels`` if
     given. Transparency is dropped, and the EXIF orientation is applied.
 
+    ``content``: The bytes of the file, for example from an object store; ``path`` is then a name
+    for messages.
+
     Raises:
         DataError: The file cannot be read, or OpenCV cannot decode it.
     """
-    with reading(path) as (content, _):
-        return decode(content, path, levels)
+    with reading(path, content) as (found, _):
+        return decode(found, path, levels)
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
@@ -58,8 +63,10 @@ def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.u
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
+def reading(path: Path | str, content: bytes | None = None) -> Iterator[tuple[bytes, Frame]]:
     """Yield the bytes and header of an image file, and reserve memory for decoding it.
+
+    ``content``: The bytes, if they were read before.
 
     First wait until all images that are being decoded, including this one, have at most
     `headers.most_pixels` pixels together. Keep the context open while the full-size image is used.
@@ -71,8 +78,9 @@ def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
     most = most_pixels()
     with ExitStack() as stack:
         try:
-            with open_regular(path) as stream:
-                size = os.fstat(stream.fileno()).st_size
+            with open_regular(path) if content is None else io.BytesIO(content) as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(0)
                 if not size:
                     raise DataError(f"{path}: expected an image, found an empty file")
                 if size > 8 * most:

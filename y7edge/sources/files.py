@@ -6,8 +6,11 @@ import math
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,8 @@ _VIDEO_SUFFIXES = {
 _HIGHEST_RATE = 1000  # frames/s; MPEG-TS files without a frame rate report their clock of 90,000
 _DEFAULT_RATE = 25.0  # frames per second, as FFmpeg assumes for streams without times
 _CLOSE_SECONDS = 0.5  # how long ``close`` waits for a file that is being read
+Opened = tuple[str, Iterator[Frame]]
+"""The path of a file, and its frames."""
 _LEVELS = re.compile(r"(\d{1,5})-(\d{1,5})")
 
 
@@ -214,6 +219,11 @@ class Files(Source):
         return True
 
     @property
+    def loops(self) -> bool:
+        """Whether the files are read again after the last one."""
+        return self._rounds_left != 0
+
+    @property
     def progress(self) -> float:
         """Fraction of the files, or of a video's frames, that were read: 0 to 1."""
         video = self._video
@@ -241,6 +251,53 @@ class Files(Source):
                     self._leave()
             finally:
                 self._lock.release()
+
+
+def read_ahead(
+    paths: Iterable[str], levels: tuple[int, int] | None = None, threads: int = 2
+) -> Generator[Opened, None, None]:
+    """Yield each file with its frames; the first frames of the next files are read in threads.
+
+    The iterator of a file raises SourceError if the file cannot be read completely.
+
+    Args:
+        paths: images and videos.
+        levels: (lowest, highest) value of 16-bit images, as for ``Files``.
+        threads: number of threads, which hold twice as many frames.
+    """
+
+    def start(path: str) -> tuple[Files, Frame | SourceError | None]:
+        source = Files(path, [Path(path)], levels=levels)
+        try:
+            return source, source.read()
+        except SourceError as error:
+            return source, error
+
+    waiting: deque[tuple[str, Future[tuple[Files, Frame | SourceError | None]]]] = deque()
+    with ThreadPoolExecutor(threads, "y7edge-read") as pool:
+        try:
+            remaining = iter(paths)
+            while True:
+                for path in islice(remaining, 2 * threads - len(waiting)):
+                    waiting.append((path, pool.submit(start, path)))
+                if not waiting:
+                    return
+                path, future = waiting.popleft()
+                yield path, _frames(*future.result())
+        finally:
+            for _, future in waiting:
+                if not future.cancel():
+                    future.result()[0].close()
+
+
+def _frames(source: Files, first: Frame | SourceError | None) -> Iterator[Frame]:
+    """Yield the first frame and those that follow, or raise the error."""
+    with source:
+        if isinstance(first, SourceError):
+            raise first
+        while first is not None:
+            yield first
+            first = source.read()
 
 
 class _Video:

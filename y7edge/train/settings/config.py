@@ -1,6 +1,6 @@
 """Configure a training run.
 
-The configuration contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters. The
+The configuration contains a ``y7edge.train.settings.recipe.Recipe`` of hyper-parameters. The
 published recipes were tuned for 300 epochs on the 118,000 images of COCO, and fail on small data
 sets. Therefore three rules differ from the published training (see ``schedule.py``):
 
