@@ -38,6 +38,8 @@ LEADING = frozenset(
 # Commands that another test of the repository runs: how they start -> the test.
 ELSEWHERE = {
     "y7edge diff good.onnx": "tests/export/proof/test_diff.py::test_planted_faults",
+    "from pathlib import Path from rosbags": "tests/docs/test_ros2.py::"
+    "test_a_recording_without_ros",
     "make demo": "tests/examples/test_demo.py::"
     "test_the_whole_demo_with_a_model_that_needs_no_training",
 }
