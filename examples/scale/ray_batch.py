@@ -54,15 +54,9 @@ ray.init(include_dashboard=False)
 model = str(args.model.absolute()), "cuda" if args.gpus else "cpu", args.threads
 actors = ray.data.ActorPoolStrategy(size=args.workers)
 use = {"num_cpus": args.threads, "num_gpus": args.gpus, "batch_size": 16}
-# Reading and writing ask for no processor, so that the actors may have all of them.
-files = ray.data.read_binary_files(
-    args.images,
-    include_paths=True,
-    file_extensions=[suffix[1:] for suffix in IMAGE_SUFFIXES],
-    num_cpus=0,
-    concurrency=args.workers,
-)
+# Reading and writing reserve no processor, so that the actors may have all of them.
+free = {"ray_remote_args": {"num_cpus": 0}, "concurrency": args.workers}
+kinds = [suffix[1:] for suffix in IMAGE_SUFFIXES]
+files = ray.data.read_binary_files(args.images, include_paths=True, file_extensions=kinds, **free)
 found = files.map_batches(Detect, fn_constructor_args=model, compute=actors, **use)
-found.write_parquet(
-    args.out, mode="error", ray_remote_args={"num_cpus": 0}, concurrency=args.workers
-)
+found.write_parquet(args.out, mode="error", **free)

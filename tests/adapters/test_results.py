@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from y7edge.adapters import results as module
 from y7edge.adapters.results import Counts, Results, in_shard
 from y7edge.adapters.rows import COLUMNS, ERROR
 from y7edge.detect.detections import Detections
@@ -396,14 +394,3 @@ def test_shards_divide_the_files():
     assert all(400 < len(shard) < 600 for shard in shards)
     assert in_shard(Path("/mnt/000007.jpg"), 3, 8) == (names[7] in shards[2])
     assert all(in_shard(name, 1, 1) for name in names[:9])
-
-
-def test_memory_does_not_grow_with_the_files_that_are_done(tmp_path):
-    """Only names are kept: no rows, no frames, one line for each part."""
-    names = [f"{i:06}.jpg" for i in range(3000)]
-    run(tmp_path, names, part=100)
-    assert len((tmp_path / "_parts.jsonl").read_text().splitlines()) == 30
-    lines = [len(line) for line in (tmp_path / "_parts.jsonl").read_bytes().splitlines()]
-    assert max(lines) < 300
-    assert re.fullmatch(r"part-\d{5}\.jsonl", max(p.name for p in tmp_path.iterdir()))
-    assert module.FORMATS == ("jsonl", "parquet")
