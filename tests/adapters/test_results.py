@@ -27,6 +27,12 @@ NAMES = [
 FRAMES = {"20.mp4": 7, "22 cut.mp4": 3, "21 bad.jpg": 0}
 
 
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Syncing takes long on a busy disk, and makes no difference for a process."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def frames(name):
     """The frames of a file; some files cannot be read, or not to the end."""
     for number in range(FRAMES.get(name, 1)):
