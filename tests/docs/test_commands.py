@@ -111,6 +111,8 @@ def prepared(tmp_path_factory):
     shutil.copy(CHECKPOINT, folder / "runs" / "mine")
     (folder / "runs" / "mine" / CHECKPOINT.name).rename(folder / "runs/mine/best.safetensors")
     shutil.copy(CHECKPOINT, folder / "best.safetensors")
+    (folder / "tests" / "reference").mkdir(parents=True)
+    shutil.copy(CHECKPOINT, folder / "tests" / "reference")
     checkpoint = weights.load(CHECKPOINT)
     export(checkpoint, folder / "mine.onnx")
     shutil.copy(folder / "mine.onnx", folder / "tiny.onnx")
