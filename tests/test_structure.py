@@ -56,7 +56,7 @@ TOP_LEVEL = {
         for m in ("errors", "files", "frames", "text", "html", "boxes", "plugins", "runtimes")
     },
     **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "detect.detections")},
-    "y7edge.live.server": {"aiohttp"},
+    **{f"y7edge.live.{m}": {"aiohttp"} for m in ("server", "serving", "health_server")},
     "y7edge.nn": {"numpy", "torch"},
     "y7edge.train": {"numpy", "cv2", "torch", "rich"},
     "y7edge.export": {"numpy", "cv2", "onnx"},

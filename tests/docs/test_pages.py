@@ -47,9 +47,14 @@ def test_marks_are_well_formed(page):
     assert [line for line in marks if line.strip() not in {one.strip() for one in known}] == []
 
 
+@cache
+def command_line():
+    return typer.main.get_command(app)
+
+
 def parse(arguments):
     """Parse arguments of y7edge without running the command; raise an error if they are wrong."""
-    command = typer.main.get_command(app)
+    command = command_line()
     rest = [one for one in arguments if one != TRACEBACK and one not in COMPLETION]
     while rest and rest[0] in getattr(command, "commands", {}):
         command, rest = command.commands[rest[0]], rest[1:]
@@ -124,7 +129,7 @@ def test_tests_that_run_commands_elsewhere_are_there():
 @cache
 def options_of(command):
     """The options of a command of y7edge, by its name; None if there is no such command."""
-    group = typer.main.get_command(app)
+    group = command_line()
     for name in command.split():
         group = getattr(group, "commands", {}).get(name)
     if group is None:

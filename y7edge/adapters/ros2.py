@@ -206,10 +206,10 @@ class Ros2Detector:
 
         Can be called twice. No message is published after it.
         """
-        with self._lock:
-            self._closed = True
-            pending = set(self._pending)
+        self._closed = True
         self._queue.close()
+        with self._lock:
+            pending = set(self._pending)  # the running image: those that waited are done
         wait(pending, _CLOSE_SECONDS)
         self._detector.close()
 

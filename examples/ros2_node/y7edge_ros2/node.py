@@ -21,15 +21,19 @@ class DetectorNode(Node):
     def __init__(self) -> None:
         super().__init__("y7edge")
         v = self.values = declare(self)
-        topic = v["image_topic"] + "/compressed" * v["compressed"]
-        kind = ReliabilityPolicy.RELIABLE if v["reliable"] else ReliabilityPolicy.BEST_EFFORT
-        qos = QoSProfile(depth=5, reliability=kind)
+        # Best effort: a reliable subscription hears nothing from a best-effort publisher.
+        newest = QoSProfile(depth=v["queue"], reliability=ReliabilityPolicy.BEST_EFFORT)
+        kind, end = (CompressedImage, "/compressed") if v["compressed"] else (Image, "")
+        topic, put = v["image_topic"] + end, lambda message: self.detector.put(message)
+        images = self.create_subscription(kind, topic, put, newest)
+        qos = QoSProfile(depth=5)  # reliable
+        qos.reliability = qos.reliability if v["reliable"] else newest.reliability
         results = self.create_publisher(vision_msgs.msg.Detection2DArray, "detections", qos)
         self.detector = Ros2Detector(
             Detector(v["model"], v["backend"], v["device"], **thresholds(v)),
             partial(to_detection_array, messages=vision_msgs.msg, numbers=v["class_numbers"]),
             results.publish,
-            topic=self.resolve_topic_name(topic),
+            topic=images.topic_name,
             encoding=v["encoding"] or None,
             tracker=Tracker() if v["track"] else None,
             queue=v["queue"],
@@ -39,10 +43,6 @@ class DetectorNode(Node):
         self.add_on_set_parameters_callback(self.change)
         self.reports = self.create_publisher(diagnostic_msgs.msg.DiagnosticArray, "/diagnostics", 1)
         self.create_timer(1.0, self.report)
-        # Best effort: a reliable subscription hears nothing from a best-effort publisher.
-        newest = QoSProfile(depth=v["queue"], reliability=ReliabilityPolicy.BEST_EFFORT)
-        images = CompressedImage if v["compressed"] else Image
-        self.create_subscription(images, topic, self.detector.put, newest)
 
     def report(self) -> None:
         """Publish the diagnostics."""

@@ -15,7 +15,7 @@ if [ "$(uname -sm)" != "Linux x86_64" ]; then
 fi
 if [ ! -x "$env/bin/colcon" ]; then
     "$python" -m venv "$env"
-    "$env/bin/python" -m pip install --disable-pip-version-check --quiet \
+    "$env/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps \
         --requirement "$here/requirements.txt"
 fi
 # The node imports y7edge and its dependencies from the environment of the tests.
