@@ -31,7 +31,7 @@ from y7edge.files import write_text
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 INTERNAL = {"dev"}
 # How uv's hints name the package: it has no wheel at all, or none for this platform or Python.
-NO_WHEEL = re.compile(r"(?:Wheels are required for|only found wheels for) `([\w.-]+)`")
+NO_WHEEL = re.compile(r"[Ww]heels (?:are required |are available )?for `([\w.-]+)`")
 
 
 class Platform(NamedTuple):
