@@ -305,7 +305,7 @@ def test_the_command_line_starts_without_runtimes_and_targets() -> None:
     code = "import sys, y7edge.cli.app; print(*sys.modules)"
     loaded = _python(code).split()
     assert "y7edge.cli.export" in loaded
-    for package in ("y7edge.runtimes", "y7edge.export"):
+    for package in ("y7edge.runtimes", "y7edge.export", "numpy", "rich", "importlib.metadata"):
         assert not [name for name in loaded if name.startswith(package)]
 
 

@@ -87,7 +87,13 @@ _Token = Annotated[
 ]
 _Width = Annotated[
     int,
-    typer.Option("--web-width", min=64, max=8192, help="Maximum width.", rich_help_panel=_PAGE),
+    typer.Option(
+        "--web-width",
+        min=64,
+        max=8192,
+        help="Maximum width of an image, pixels.",
+        rich_help_panel=_PAGE,
+    ),
 ]
 _Quality = Annotated[
     int,
@@ -106,7 +112,11 @@ _Rate = Annotated[
 ]
 _Track = Annotated[
     bool,
-    typer.Option("--track", help="Give the same id to the same object.", rich_help_panel=_RESULTS),
+    typer.Option(
+        "--track",
+        help="Track objects: each keeps its id from frame to frame.",
+        rich_help_panel=_RESULTS,
+    ),
 ]
 _Save = Annotated[
     Path | None,

@@ -28,7 +28,7 @@ class StatusLine:
 
         console = Console(stderr=True)
         # Records on the same terminal would be mixed with lines that move.
-        moves = console.is_terminal and not (quiet and sys.stdout.isatty())
+        moves = sys.stderr.isatty() and not (quiet and sys.stdout.isatty())
         # Records on standard output are not redirected to the terminal.
         self._live = (
             Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)

@@ -289,10 +289,10 @@ class Detector:
     ) -> Stream:
         """Detect in the frames of a camera, stream, video or folder, or of several at once.
 
-        ::
+        For example:
 
             for frame, detections in detector.stream("csi://0"):
-                ...
+                print(frame.sequence, len(detections))
 
         Of a camera, the newest frame is always used: frames that arrive while the engine or the
         caller is busy are dropped. Of files, every frame is used. Frames of several sources are run

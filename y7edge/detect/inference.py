@@ -51,6 +51,7 @@ class Inference:
 
     def __init__(self, manifest: Manifest, criteria: Criteria, clock: Callable[[], int]) -> None:
         self._input = manifest.input
+        self._is_checkpoint = manifest.parity.get("status") == "source"
         self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
@@ -171,6 +172,11 @@ class Inference:
             checked = {name: outputs[name][:, 4 :: self._fields] for name in self._heads}
         for name, values in checked.items():
             if values.dtype.kind == "f" and np.isnan(values.sum(dtype=np.float32)):
+                if self._is_checkpoint:
+                    raise DeviceError(
+                        f"the model computes NaN in {name}: its training has diverged; train again "
+                        "with a lower lr0, a longer warm-up or --precision fp32"
+                    )
                 raise DeviceError(
                     f"the engine returned NaN in {name}: use an artifact of another precision or "
                     "target, or another device; `y7edge selftest` repeats the artifact's proof"
