@@ -3,10 +3,13 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    PyTorch without CUDA
 #   PYTHON=python3.12 make test                                   another interpreter
 #   WORKERS=8 make test                                           more test processes
+#   PYTHONS="python3.11 python3.13" LOWEST=python3.10 make dist   interpreters that try the packages
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
+PYTHONS ?= $(PYTHON)
+LOWEST ?=
 
 comma := ,
 BIN := .venv/bin
@@ -23,7 +26,10 @@ ROS := .venv/ros
 # One thread for each of the test processes, or their engines fight for the same cores.
 test test-all: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-all check docs setup ros-env clean
+# Times of files in the wheel, so that the same commit gives the same bytes.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+
+.PHONY: help demo test test-all check docs setup dist ros-env clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +51,13 @@ check: $(INSTALLED) ## ruff, mypy --strict, and the tests of structure
 
 docs: $(BIN)/zensical ## the documentation as a site, in build/site; fails on warnings
 	$(BIN)/zensical build --strict --clean
+
+dist: $(INSTALLED) ## wheel and sdist in dist/, installed and checked with each of PYTHONS
+	$(PIP) --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/packaging/check_dist.py dist --python $(PYTHONS) $(addprefix --lowest ,$(LOWEST))
 
 setup: $(INSTALLED) ## only the virtual environment
 

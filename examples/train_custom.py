@@ -54,5 +54,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; y7edge train --resume FOLDER continues the run")
     except Y7EdgeError as error:
         sys.exit(f"error: {error}")

@@ -124,7 +124,8 @@ def extra_of(package: str) -> str:
 def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
-    board, opencv = jetson.find(), _opencv()
+    board = jetson.find()
+    opencv = _opencv(on_jetson=board is not None)
     find_gstreamer = _look_for_gstreamer()
     backends, gstreamer = _backends(), find_gstreamer()
     if board and gstreamer.usable:
@@ -200,7 +201,7 @@ def _version(module: str, pypi: str) -> str | None:
         return metadata.version(others[0]) if others else "unknown"
 
 
-def _opencv() -> dict[str, Any]:
+def _opencv(*, on_jetson: bool) -> dict[str, Any]:
     """Return OpenCV's version, and which libraries it captures video with."""
     found: dict[str, Any] = {"installed": False, "version": None, "gstreamer": False, "file": None}
     found["video"] = []
@@ -212,7 +213,19 @@ def _opencv() -> dict[str, Any]:
         found["video"] = [name for name, built in built_with.items() if built]
     except (ImportError, AttributeError) as error:  # AttributeError: another module named cv2
         return {**found, "problem": hidden("cv2") or one_line(error)}
-    return {**found, "problem": _two_packages("cv2") or hidden("cv2")}
+    copied = _pip_on_jetson() if on_jetson else None
+    return {**found, "problem": _two_packages("cv2") or hidden("cv2") or copied}
+
+
+def _pip_on_jetson() -> str | None:
+    """Say that a package of PyPI is used instead of JetPack's OpenCV, if it is so."""
+    packages = metadata.packages_distributions().get("cv2", [])
+    if not (copies := sorted({name for name in packages if name.startswith("opencv-")})):
+        return None
+    return (
+        f"{copies[0]} of PyPI hides JetPack's OpenCV, which fits JetPack's NumPy and has GStreamer "
+        f"for other programs: pip uninstall {copies[0]}"
+    )
 
 
 def _two_packages(module: str) -> str | None:

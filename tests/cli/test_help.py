@@ -81,6 +81,7 @@ def test_usage_and_options_have_plain_metavars(name: str) -> None:
     text = _help(name)
     usage = text.partition("\n\n")[0]
     assert re.fullmatch(r"Usage: y7edge [a-z ]+\[OPTIONS\]( \[?[A-Z]+\]?(\.\.\.)?)*", usage)
+    assert "TEXT" not in text.replace("--licence TEXT", "")
     assert not re.search(r"<\w|\bRANGE\b|INTEGER|FLOAT|[<>]=|\\\[|\{\w", text)
     context = COMMANDS[name].context_class(COMMANDS[name], info_name=name, parent=TOP)
     for records in sections(COMMANDS[name], context).values():

@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -32,12 +32,15 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(
-    words: list[object], variables: Mapping[str, str] | None = None, terminals: str = "both"
+    words: list[object],
+    variables: Mapping[str, str] | None = None,
+    terminals: str = "both",
+    program: Sequence[str] = (sys.executable, "-m", "y7edge"),
 ) -> tuple[bytes, bytes]:
     """Run a command with its output on a terminal; return stdout and stderr, or both and b""."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "y7edge", *map(str, words)],
+        [*program, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=slave if terminals == "both" else subprocess.PIPE,
         stderr=subprocess.PIPE if terminals == "none" else slave,
@@ -110,6 +113,17 @@ def test_colours_in_a_pipe_if_forced(dataset: Path) -> None:
     out, err = _run(["data", "check", dataset, "--json"], {"FORCE_COLOR": "1"}, "none")
     assert json.loads(out)["findings"]
     assert b"\x1b" not in out + err
+
+
+@SLOW
+def test_messages_of_the_completion_are_coloured_on_a_terminal_only(tmp_path: Path) -> None:
+    """They are click's, which does not know NO_COLOR."""
+    words: list[object] = [f"{sys.executable} -m y7edge --install-completion; true"]
+    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        home = {"HOME": str(tmp_path)}
+        shown, _ = _run(words, {**variables, **home}, program=("bash", "-c"))
+        assert b"completion installed" in shown
+        assert bool(COLOUR.search(shown)) is coloured
 
 
 @SLOW

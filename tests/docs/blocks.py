@@ -37,6 +37,8 @@ LEADING = frozenset(
 
 # Commands that another test of the repository runs: how they start -> the test.
 ELSEWHERE = {
+    "y7edge train --resume": "tests/train/run/test_distributed.py::"
+    "test_processes_end_with_the_first_and_the_run_resumes",
     "y7edge diff good.onnx": "tests/export/proof/test_diff.py::test_planted_faults",
     "from pathlib import Path from rosbags": "tests/docs/test_ros2.py::"
     "test_a_recording_without_ros",

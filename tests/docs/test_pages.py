@@ -26,6 +26,7 @@ else:
 
 PAGES = pages()
 SITE = [page for page in PAGES if page.startswith("docs/")]
+COMPLETION = ("--install-completion", "--show-completion")  # parsing them would install it
 # Pages of the repository that are not published.
 UNPUBLISHED = {"docs/progress.md"}
 
@@ -46,9 +47,15 @@ def test_marks_are_well_formed(page):
     assert [line for line in marks if line.strip() not in {one.strip() for one in known}] == []
 
 
+@cache
+def command_line():
+    return typer.main.get_command(app)
+
+
 def parse(arguments):
     """Parse arguments of y7edge without running the command; raise an error if they are wrong."""
-    command, rest = typer.main.get_command(app), [one for one in arguments if one != TRACEBACK]
+    command = command_line()
+    rest = [one for one in arguments if one != TRACEBACK and one not in COMPLETION]
     while rest and rest[0] in getattr(command, "commands", {}):
         command, rest = command.commands[rest[0]], rest[1:]
     if rest and hasattr(command, "commands") and not rest[0].startswith("-"):
@@ -122,7 +129,7 @@ def test_tests_that_run_commands_elsewhere_are_there():
 @cache
 def options_of(command):
     """The options of a command of y7edge, by its name; None if there is no such command."""
-    group = typer.main.get_command(app)
+    group = command_line()
     for name in command.split():
         group = getattr(group, "commands", {}).get(name)
     if group is None:

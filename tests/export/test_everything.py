@@ -106,6 +106,9 @@ def test_emulators_are_told_from_devices(monkeypatch):
     monkeypatch.setattr(mnnrt, "DEVICES", ("npu", "emulator"))
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["emulator"])
     assert is_simulated(mnnrt)
+    with monkeypatch.context() as patch:
+        patch.setattr(mnnrt, "NEEDS", {"no_such_engine": "y7edge[mnn]"})
+        assert not is_simulated(mnnrt)  # the engine cannot be asked
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["npu", "emulator"])
     assert not is_simulated(mnnrt)
 

@@ -139,18 +139,19 @@ class Results(AbstractContextManager["Results"]):
         self._stack = ExitStack()
         with writing("the results", self._folder), ExitStack() as stack:
             self._journal = self._lock(stack)
-            self._parts = self._read_parts()
-            self._require_parts()
-            if not self._parts:
-                self._names = [str(path) for path in paths]
-                self._write_names()
-                self._write_run(settings, about or {})
-            else:
+            if os.fstat(self._journal.fileno()).st_size:
                 if not resume:
                     raise ConfigError(f"{self._folder}: has results: add --resume, or {_WAY_OUT}")
                 self._compare(settings)
+            self._parts = self._read_parts()
+            self._require_parts()
+            if self._parts:
                 self._names = self._read_names()
                 self._append(paths)
+            else:
+                self._names = [str(path) for path in paths]
+                self._write_names()
+                self._write_run(settings, about or {})
             self._stack = stack.pop_all()
         there = (part.counts for part in self._parts.values() if part.name not in self.redone)
         self.earlier = self.counts = sum(there, Counts())

@@ -32,6 +32,7 @@ from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.info import info
 from y7edge.cli.live import live
+from y7edge.cli.logs import Remarks
 from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
@@ -141,7 +142,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
     open_streams()
-    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(handlers=[Remarks()], level=logging.WARNING)
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         # Handle SIGTERM like Ctrl-C, so that temporary files are removed; and SIGHUP, the end of
@@ -166,7 +167,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
         message, code = _explain(hidden_behind(error) or error, (arguments or [""])[0])
-        note(f"error: {one_line(message)}")
+        note(f"error: {one_line(message)}", logging.ERROR)
         return code
     if not arguments:
         return 2
@@ -206,13 +207,4 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    note(f"warning: {one_line(str(message))}")
-
-
-class _Remarks(logging.Handler):
-    """Print the warnings of libraries' loggers on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line; those of other packages with the name of the logger."""
-        logger = "" if record.name.split(".")[0] == "y7edge" else f"{record.name}: "
-        note(one_line(f"{record.levelname.lower()}: {logger}{self.format(record)}"))
+    note(f"warning: {one_line(str(message))}", logging.WARNING)

@@ -14,6 +14,7 @@ from y7edge.sources.base import Status
 
 SILENCE_S = 10.0
 """Seconds without a result of a source, after which it is not healthy."""
+_ENDED = ("failed", "closed")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SourceHealth:
         seconds = pace.seconds()
         why = f": {status.problem}" if status.problem and status.state != "running" else ""
         fault = None
-        if status.state in ("failed", "closed"):
+        if status.state in _ENDED:
             fault = f"{name} is {status.state}{why}"
         elif status.state != "ended" and seconds is None:
             fault = f"{name}: no result yet{why}"
@@ -78,8 +79,8 @@ class Health:
     """Whether detection goes on, and what is known of the model and of each source.
 
     Attributes:
-        status: "starting": a source had no result yet, and nothing else is wrong; "failing": see
-            ``faults``; "ok".
+        status: "ok"; "starting": the stream is younger than ``silence``, and all that is wrong is
+            that a source had no result yet; else "failing".
         faults: why the status is not "ok", one line each.
         model: "name", "model_id", "digest" (SHA-256 of the payload), "precision", "device",
             "since" (when it was opened, UTC) and "seconds" (since then).
@@ -93,13 +94,19 @@ class Health:
 
     @classmethod
     def of(
-        cls, model: OpenModel, sources: tuple[SourceHealth, ...], fault: str | None = None
+        cls,
+        model: OpenModel,
+        sources: tuple[SourceHealth, ...],
+        *,
+        young: bool,
+        error: str | None = None,
     ) -> Health:
-        """Judge a stream; ``fault``: why it ended."""
-        found = [one.fault for one in sources if one.fault is not None]
-        waits = all(one.seconds is None and one.state == "opening" for one in sources if one.fault)
-        faults = tuple(found if fault is None else [fault, *found])
-        status = "ok" if not faults else "starting" if waits and fault is None else "failing"
+        """Judge a stream; ``young``: it has just been opened; ``error``: why it ended."""
+        ill = [one for one in sources if one.fault is not None]
+        faults = tuple(filter(None, [error, *(one.fault for one in ill)]))
+        ended = any(one.state in _ENDED for one in ill)
+        waits = young and not error and not ended and all(one.seconds is None for one in ill)
+        status = "ok" if not faults else "starting" if waits else "failing"
         seconds = time.monotonic() - model.opened
         since = datetime.now(timezone.utc) - timedelta(seconds=seconds)  # by the clock of now
         about = {

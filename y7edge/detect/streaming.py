@@ -87,6 +87,7 @@ class Stream:
         self._ages = {one.name: Ages() for one in self._inputs}
         self._pace = {one.name: Pace() for one in self._inputs}
         self._error: BaseException | None = None
+        self._began = time.monotonic()
         single = len(self._inputs) == 1
         self._reader: _Single | _Several = (
             _Single(self._inputs[0]) if single else _Several(self._inputs)
@@ -181,8 +182,9 @@ class Stream:
             SourceHealth.of(name, status[name], self._pace[name], self._ages[name], silence)
             for name in self.names
         )
-        error = self._error
-        return Health.of(self._model(), sources, None if error is None else one_line(str(error)))
+        young = time.monotonic() - self._began <= silence
+        error = None if self._error is None else one_line(str(self._error))
+        return Health.of(self._model(), sources, young=young, error=error)
 
     @property
     def status(self) -> Mapping[str, Status]:

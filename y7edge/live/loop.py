@@ -44,6 +44,7 @@ class Threshold:
     def __init__(self, value: float, floor: float) -> None:
         self.floor = floor
         self.value = self._checked(value)
+        self._is_set = False
 
     @classmethod
     def of(cls, manifest: Manifest, conf: float | None) -> Threshold:
@@ -75,6 +76,12 @@ class Threshold:
             ConfigError: the value is not a number from the floor to 1.
         """
         self.value = self._checked(value)
+        self._is_set = True
+
+    def adopt(self, other: Threshold) -> None:
+        """Take the value and the floor of another model's; keep a value that a viewer has set."""
+        self.floor = other.floor
+        self.value = max(self.value, other.floor) if self._is_set else other.value
 
     def _checked(self, value: object) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,62 @@
+"""Detect objects in many images on a Ray cluster, with one Detector in each actor.
+
+    python examples/scale/ray_batch.py mine.onnx images/ found/ --workers 4
+
+IMAGES and OUT may be addresses such as s3://bucket/images; MODEL is a path on every machine. The
+Parquet files have the rows of `y7edge predict --out FOLDER`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import: Ray sends no statistics
+import pyarrow
+import ray
+
+from y7edge import Detector
+from y7edge.adapters import rows
+from y7edge.data.images import read_image
+from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.errors import DataError
+
+
+class Detect:
+    """Opens the artifact once in each actor, and converts batches of files to rows."""
+
+    def __init__(self, model: str, device: str, threads: int) -> None:
+        self.detector = Detector(model, device=device, threads=threads)
+
+    def __call__(self, batch: dict[str, list]) -> pyarrow.Table:
+        """Return the rows of the images; a file that cannot be decoded has a row with its error."""
+        images, paths, found = [], [], []
+        for content, path in zip(batch["bytes"], batch["path"], strict=True):
+            try:
+                images.append(read_image(path, content=content))  # BGR; upright, as EXIF says
+                paths.append(path)
+            except DataError as error:
+                found.append(rows.error_row(path, str(error)))
+        for detections in self.detector.batch(images, source=paths):
+            found += rows.frame_rows(detections)
+        return rows.arrow_table(found, every_frame=True)
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("model", type=Path)
+parser.add_argument("images", help="a folder, with its subfolders")
+parser.add_argument("out", help="a new folder")
+parser.add_argument("--workers", type=int, default=2, help="number of actors")
+parser.add_argument("--threads", type=int, default=1, help="processors of each actor")
+parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor")
+args = parser.parse_args()
+
+ray.init(include_dashboard=False)
+model = str(args.model.absolute()), "cuda" if args.gpus else "cpu", args.threads
+actors = ray.data.ActorPoolStrategy(size=args.workers)
+use = {"num_cpus": args.threads, "num_gpus": args.gpus, "batch_size": 16}
+# Reading and writing reserve no processor, so that the actors may have all of them.
+free = {"ray_remote_args": {"num_cpus": 0}, "concurrency": args.workers}
+kinds = [suffix[1:] for suffix in IMAGE_SUFFIXES]
+files = ray.data.read_binary_files(args.images, include_paths=True, file_extensions=kinds, **free)
+found = files.map_batches(Detect, fn_constructor_args=model, compute=actors, **use)
+found.write_parquet(args.out, mode="error", **free)
