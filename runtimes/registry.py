@@ -82,7 +82,7 @@ def devices() -> list[str]:
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """Return the runtime for a file; see :func:`choose`."""
+    """Return the runtime for a file; see ``choose``."""
     return choose(path, backend)[0]
 
 

@@ -40,7 +40,8 @@ limits, made from the vendor's documents. It needs neither the chip nor the vend
 it is no proof: the vendor's converter decides. This page has the result for the published variants
 at their published sizes (640 px; w6, e6, d6 and e6e: 1280 px), with raw heads. It was written by
 
-```
+```sh
+# not run: minutes, and it writes this page; tests compare the page with the script
 python examples/research/chip_table.py --out docs/chips.md
 ```
 
@@ -58,10 +59,10 @@ Every rewrite, option and activation named below was checked: the changed graph 
 audited. Rewrites do not change what a model computes, and the export proves this like everything
 else. For your own model, and for the reasons node by node:
 
-```
+```sh
 y7edge audit best.safetensors                      # all chips
 y7edge audit best.safetensors --target kl720       # why, what helps, the command to export
-y7edge audit best.safetensors --target mine.yaml   # a table of your own
+y7edge audit best.safetensors --target mine.yaml   # not run: a table of your own
 ```
 
 A table is a YAML file. `limits` name facts of an operator; nodes outside of them get the verdict

@@ -258,7 +258,7 @@ def main() -> None:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 code = command_line(words)
-            print(f"\n## {fault.title}\n\n{fault.text}\n\n```\n$ y7edge {' '.join(words)}")
+            print(f"\n## {fault.title}\n\n{fault.text}\n\n```console\n$ y7edge {' '.join(words)}")
             print(f"{printed.getvalue().rstrip()}\n```\n\nExit code: {code}.")
         os.chdir(tempfile.gettempdir())
 

@@ -164,7 +164,7 @@ def test_a_source_that_fails(artifact_path, tmp_path, capsys):
 def test_without_a_terminal_the_state_is_printed_from_time_to_time(
     artifact_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("y7edge.cli.live._NOTE_SECONDS", 0.3)
+    monkeypatch.setattr("y7edge.cli.status_line.NOTE_SECONDS", 0.3)
     monkeypatch.setattr("y7edge.live.window.can_open", lambda: False)
     assert _live(artifact_path, PATTERN, "--duration", 2) == 0
     printed = capsys.readouterr()

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     from y7edge.models import weights
 
     folder = tmp_path_factory.mktemp("results")
-    export(weights.load(CHECKPOINT), folder / "parts.onnx", imgsz=160)
+    export(weights.load(CHECKPOINT), folder / "mine.onnx", imgsz=160)
     names: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -106,8 +106,21 @@ def test_emulators_are_told_from_devices(monkeypatch):
     monkeypatch.setattr(mnnrt, "DEVICES", ("npu", "emulator"))
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["emulator"])
     assert is_simulated(mnnrt)
+    with monkeypatch.context() as patch:
+        patch.setattr(mnnrt, "NEEDS", {"no_such_engine": "y7edge[mnn]"})
+        assert not is_simulated(mnnrt)  # the engine cannot be asked
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["npu", "emulator"])
     assert not is_simulated(mnnrt)
+
+
+def test_an_emulator_whose_package_is_missing_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch):
+    absent = {"y7edge_absent": "y7edge[qnn]"}
+    for module in (targets.get("qnn"), registry.get("qnn")):
+        monkeypatch.setattr(module, "NEEDS", absent)
+    monkeypatch.setattr(registry.get("qnn"), "load_engine", pytest.fail)
+    found = export_all(order(narrow_tiny, tmp_path, only=["qnn"]))
+    assert {one.state for one in found} == {"not made"}
+    assert "needs y7edge_absent" in found[0].problem
 
 
 def test_results_of_an_emulator_are_not_those_of_a_device(narrow_tiny, tmp_path, monkeypatch):

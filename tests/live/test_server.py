@@ -24,7 +24,7 @@ from y7edge.frames import Frame
 
 aiohttp = pytest.importorskip("aiohttp")
 
-from y7edge.live import feed, server  # noqa: E402
+from y7edge.live import feed, server, serving  # noqa: E402
 
 SECRET = "0123456789abcdef"
 WAIT = 30
@@ -408,8 +408,8 @@ def test_a_viewer_that_stops_drawing_loses_its_place(open_page, monkeypatch):
 def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
     """And its connection, although there are data that it has not read."""
     monkeypatch.setattr(server, "_PING_SECONDS", 1.0)
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
-    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "_MAX_CONNECTIONS", 1)
     page = open_page(width=8192)
     noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
 
@@ -429,7 +429,7 @@ def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
 
 
 def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 0.3)
     page = open_page()
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
         with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
@@ -439,7 +439,7 @@ def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
 
 def test_a_client_that_does_not_read_its_answers_is_closed(open_page, monkeypatch):
     """Else 64 of them would keep all others out."""
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 0.5)
     page = open_page()
     many = b"GET /app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
     made = []
@@ -466,7 +466,7 @@ def test_one_request_is_answered_per_connection(open_page):
 
 
 def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 1.0)
     page = open_page()
 
     async def test(client):

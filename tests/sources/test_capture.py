@@ -305,7 +305,8 @@ def python(code, *, wait=True, cwd=ROOT, **options):
     """Run code in a new interpreter; return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        # From 3.12 on, Python warns of fork in a process with threads, which these tests are about.
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

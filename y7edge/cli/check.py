@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def check(as_json: Json = False) -> None:
-    """Show which packages are installed, which backends are usable, and which targets can be built.
+    """Show what is installed and usable on this machine.
 
-    The exit code is 3 if detection cannot run here.
+    These are packages, backends that can run artifacts, and targets that can be built, each with
+    the reason; the CPU's features and limits; on a Jetson also its state. The exit code is 3 if
+    detection cannot run here.
     """
     from y7edge.environment import check as look
     from y7edge.export.targets.registry import converters

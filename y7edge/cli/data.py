@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import note, show
+from y7edge.cli.console import bar, note, show
+from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.options import Json, out_file
 from y7edge.errors import GateError
 from y7edge.text import printable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "y7edge data check data.yaml --save report.html"
 
-data = typer.Typer(name="data", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(name="data", cls=Sections, no_args_is_help=True, rich_markup_mode=None)
 
 _Data = Annotated[
     Path,
@@ -35,6 +34,16 @@ _Side = Annotated[
 _Fix = Annotated[
     Path | None,
     typer.Option("--fix", metavar="OUT", help="Write a cleaned copy to OUT; DATA is not changed."),
+]
+_Val = Annotated[
+    float | None,
+    typer.Option(
+        "--val",
+        min=0.01,
+        max=0.99,
+        metavar="FRACTION",
+        help="With --fix, if there is no split val: fraction of the images of train to move there.",
+    ),
 ]
 _Save = Annotated[
     Path | None,
@@ -54,31 +63,35 @@ def _data() -> None:
     """Check data sets."""
 
 
-@data.command(epilog=f"\b\nExample:\n  {EXAMPLE}")
+@data.command(cls=Grouped, epilog=f"\b\nExample:\n  {EXAMPLE}", rich_help_panel="Data and training")
 def check(
     data: _Data,
     imgsz: _Side = 640,
     fix: _Fix = None,
+    val: _Val = None,
     save: _Save = None,
     as_json: Json = False,
 ) -> None:
-    """Check a data set for problems.
+    """Check a data set, and write a corrected copy.
 
     Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
     The exit code is 4 if there are errors; warnings and infos do not count. With --fix, a cleaned
-    copy is written, and the exit code depends on the errors in the copy.
+    copy is written, and the exit code depends on the errors in the copy. --val makes the split val
+    of the copy; nearly equal images stay in one split.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
     from y7edge.data.check.paths import require_copy, require_page
     from y7edge.data.check.report import write_page
 
+    if val is not None and fix is None:
+        raise typer.BadParameter("needs --fix OUT, because DATA is not changed", param_hint="--val")
     if save is not None:
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
     with bar("images") as progress:
-        report = examine(data, imgsz=imgsz, progress=progress)
+        report = examine(data, imgsz=imgsz, val=val, progress=progress)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
@@ -101,20 +114,6 @@ def check(
     reasons += fixed.losses if fixed else ()
     if reasons:
         raise GateError(f"{fix if fixed else data}: {'; '.join(reasons)}")
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar, and yield its update function; None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(report: Report, *, whole: bool) -> None:

@@ -84,7 +84,7 @@ _Out = Annotated[
 
 _Track = Annotated[
     bool,
-    typer.Option("--track", help="Follow objects: each keeps its number from frame to frame."),
+    typer.Option("--track", help="Track objects: each keeps its id from frame to frame."),
 ]
 
 

@@ -15,7 +15,7 @@ import typer
 
 from y7edge import __version__
 from y7edge.cli.console import note, show
-from y7edge.cli.options import out_file, out_folder
+from y7edge.cli.options import among, out_file, out_folder
 from y7edge.cli.progress import Progress
 from y7edge.errors import SourceError
 
@@ -64,12 +64,16 @@ Resume = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option(help="jsonl (default) or parquet.", rich_help_panel=_PANEL),
+    typer.Option(
+        **among("jsonl", "parquet"),
+        help="Format of the files; default: jsonl.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 PartSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Number of images in each file (default: 1000).", rich_help_panel=_PANEL
+        min=1, help="Number of images in each file; default: 1000.", rich_help_panel=_PANEL
     ),
 ]
 ShardOption = Annotated[

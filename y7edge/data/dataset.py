@@ -83,7 +83,8 @@ class Dataset:
         if twice or not used <= set(wanted) or not set(self.names) & set(wanted):
             raise DataError(
                 f"{self.source}: expected the classes {reprlib.repr(wanted)}, each once, found "
-                f"{reprlib.repr(self.names)}"
+                f"{reprlib.repr(self.names)}: correct names in the data set, or use the data that "
+                "the model was trained for"
             )
         numbers = np.array([wanted.index(name) if name in wanted else -1 for name in self.names])
         splits = {

@@ -108,6 +108,33 @@ def _frame(stream: BinaryIO, path: Path | str, size: int) -> Frame:
         ) from error
 
 
+def decode_message(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode an image of a message, such as a JPEG frame of a camera, into BGR (H, W, 3).
+
+    The limits are those of `read_image`, but the EXIF orientation is not applied: boxes must fit
+    the pixels that the other receivers of the message see. A 16-bit image becomes uint16.
+
+    Args:
+        content: The bytes of an image file.
+        name: Of the message, for errors.
+
+    Raises:
+        DataError: It is not an image that OpenCV can decode, or it has too many pixels.
+    """
+    most = most_pixels()
+    if len(content) > 8 * most:
+        raise DataError(f"{name}: has {len(content):,} bytes, too many for {most:,} pixels")
+    frame = _frame(io.BytesIO(content), name, len(content))
+    if words := too_large(*frame.stored, frame.pixels):
+        raise DataError(f"{name}: {words}")
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    with _BUDGET.reserved(frame.pixels, most):
+        image = _decoded(content, name, flags)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{name}: expected an image of 8 or 16 bits, found {image.dtype}")
+    return image
+
+
 def decode(
     content: bytes, path: Path | str, levels: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:

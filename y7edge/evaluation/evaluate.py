@@ -133,7 +133,7 @@ def collect(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """Detect in all images, and return labels and detections; arguments as for :func:`evaluate`."""
+    """Detect in all images, and return labels and detections; arguments as for ``evaluate``."""
     truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path, sample.levels)
@@ -196,7 +196,7 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
 
 
 def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
-    """Compute metrics from labels and detections; errors as for :func:`evaluate`."""
+    """Compute metrics from labels and detections; errors as for ``evaluate``."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))
     if not labels.any():

@@ -50,7 +50,7 @@ def save(
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
     ``detect`` returns the detections to draw, with default thresholds. ``coco_ids`` and
-    ``category_ids`` as for :func:`~y7edge.evaluation.coco_results.write_submission`.
+    ``category_ids`` as for ``y7edge.evaluation.coco_results.write_submission``.
 
     Raises:
         ConfigError: ``coco_ids`` is set, but the data set does not have 80 classes.

@@ -135,6 +135,8 @@ KINDS: dict[str, Kind] = {
         "its outline is left out"),
 }
 # fmt: on
+# The end of messages about a missing split val.
+HOW_TO_SPLIT = {"val": "; `y7edge data check DATA --fix OUT --val 0.2` writes a copy with both"}
 
 
 @dataclass(frozen=True, slots=True)

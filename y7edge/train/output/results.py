@@ -104,7 +104,7 @@ def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[EpochRow]:
-    """Read a table that :func:`write_csv` wrote.
+    """Read a table that ``write_csv`` wrote.
 
     Raises:
         DataError: columns are missing or unexpected, or a field is not a number.

@@ -58,7 +58,7 @@ class Start:
     notes: tuple[str, ...] = ()  # messages for the log
 
     def began(self) -> Began:
-        """Return the values from which :func:`resume_model` creates the model again."""
+        """Return the values from which ``resume_model`` creates the model again."""
         return Began(self.origin, self.notes, self.model.spec.anchors)
 
 
@@ -127,11 +127,11 @@ def build(
     """Build all parts of a run; raise every error that can be found before training.
 
     ``log`` is called with messages. ``fabric`` is a launched Fabric; None: one is opened. ``ranks``
-    None: a single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
+    None: a single process. To resume a run, pass its ``folder``, and its ``Start.began`` as
     ``resumed``. The folder of a new run is locked until ``held`` is closed.
 
     Raises:
-        ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
+        ConfigError, DataError, CheckpointError, DeviceError: see ``loop.train``.
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
@@ -188,7 +188,7 @@ def make_model(config: TrainConfig, data: Dataset) -> Start:
     """Create the initial model of a new run; fit its anchors if it has random weights.
 
     Raises:
-        ConfigError, CheckpointError: see :func:`start_model`.
+        ConfigError, CheckpointError: see ``start_model``.
     """
     torch.manual_seed(config.seed)
     names, fitting = data.names, None
@@ -295,7 +295,7 @@ def _steps(
 def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
     """Return the description of the model that a run trains.
 
-    ``classes`` is the number of classes; ``anchors`` as for :func:`start_model`.
+    ``classes`` is the number of classes; ``anchors`` as for ``start_model``.
 
     Raises:
         ConfigError: the model is unknown or folded, the width is invalid, or the input size is not
@@ -333,12 +333,12 @@ def start_model(
 ) -> Start:
     """Create the model to train, with initial weights and frozen rows.
 
-    Entries of ``config.weights`` that fit are copied (:mod:`y7edge.train.setup.finetune`).
+    Entries of ``config.weights`` that fit are copied (``y7edge.train.setup.finetune``).
     ``anchors`` are in pixels, finest level first; None: those of the weights, else the published
     ones.
 
     Raises:
-        ConfigError: the model is invalid (see :func:`build_spec`), a row to freeze is not in the
+        ConfigError: the model is invalid (see ``build_spec``), a row to freeze is not in the
             model, or ``config.weights`` is the name of a variant.
         CheckpointError: the weights are folded, or most of them don't fit.
     """

@@ -1,6 +1,6 @@
 """Train, fold, export, prove, benchmark and detect on synthetic images.
 
-    make demo            # or: python examples/demo.py
+    make demo            # or: python examples/demo/demo.py
 
 Generates images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, exports
 ONNX files with proofs, measures the latency, and evaluates one file on images from other seeds. All

@@ -1,0 +1,30 @@
+"""Run the node until SIGINT or SIGTERM, and close it in order."""
+
+import rclpy
+from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.logging import get_logger
+
+from y7edge import Y7EdgeError
+from y7edge_ros2.node import DetectorNode
+
+
+def main() -> int:
+    """Return the exit code: 1 if the node could not be started."""
+    rclpy.init()
+    node = None
+    try:
+        node = DetectorNode()
+        node.get_logger().info(f"images from {node.detector.topic}")
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    except (Y7EdgeError, ParameterException, NameValidationException) as error:
+        get_logger("y7edge").fatal(str(error))
+        return 1
+    finally:
+        if node is not None:
+            node.detector.close()  # first: its thread publishes
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
