@@ -47,7 +47,7 @@ parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor")
 args = parser.parse_args()
 
 ray.init(include_dashboard=False)
-model = str(args.model.absolute()), "cuda" if args.gpus else "cpu"
+model = str(args.model.absolute()), "auto" if args.gpus else "cpu"
 pool = ray.data.ActorPoolStrategy(size=args.workers)
 actors = {"compute": pool, "num_cpus": 1, "num_gpus": args.gpus, "fn_constructor_args": model}
 kinds = [suffix[1:] for suffix in IMAGE_SUFFIXES]
