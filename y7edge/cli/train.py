@@ -193,8 +193,8 @@ _Licence = Annotated[
     str,
     _run(
         metavar="TEXT",
-        help="Licence of the weights; stored in checkpoints and exported files. Default: that of "
-        "--weights.",
+        help="Licence of the weights; stored in checkpoints and exported files. If not given, that "
+        "of --weights.",
     ),
 ]
 
