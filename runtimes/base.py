@@ -334,10 +334,7 @@ SIMULATORS = frozenset({"emulator", "simulator"})
 
 
 def is_simulated(runtime: Runtime) -> bool:
-    """Return whether a runtime has no device of its own here, but an emulator or simulator.
-
-    False if its engine is not installed.
-    """
+    """Return whether a runtime has no device of its own here, but an emulator or simulator."""
     if not SIMULATORS.intersection(runtime.DEVICES) or missing(runtime.NEEDS):
         return False
     return SIMULATORS.issuperset(runtime.available_devices())
