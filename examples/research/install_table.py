@@ -88,8 +88,8 @@ def resolve(extra: str, platform: Platform, project: Path = PROJECT) -> Resolved
                 *("--no-header", "--no-annotate", *(["--extra", extra] if extra else [])),
             )
             if done.returncode == 0:
-                pairs = (line.split("==") for line in done.stdout.splitlines() if "==" in line)
-                return Resolved({n: v.split(" ")[0] for n, v in pairs}, tuple(sorted(lacking)))
+                versions = dict(re.findall(r"^([\w.-]+)==([^ ;]+)", done.stdout, re.MULTILINE))
+                return Resolved(versions, tuple(sorted(lacking)))
             found = NO_WHEEL.search(" ".join(done.stderr.split()))
             if found is None or found[1] in lacking:
                 raise ConfigError(f"uv, {extra} for {platform.title}: {done.stderr.strip()}")
@@ -160,7 +160,9 @@ def main() -> int:
             for extra in extras:
                 results[extra, platform.title] = resolve(extra, platform)
             print(f"{platform.title}: resolved", file=sys.stderr)
-        whole = [e for e in extras if not results[e, chosen[0].title].lacking]
+        # PyTorch with CUDA, which PyPI has for Linux, would take gigabytes.
+        first = {extra: results[extra, chosen[0].title] for extra in extras}
+        whole = [e for e, one in first.items() if not one.lacking and "torch" not in one.versions]
         measured = sizes(whole) if options.sizes else {}
         lines = table(results, [platform.title for platform in chosen], measured)
         lines += ["", provenance(chosen)]
