@@ -1,9 +1,6 @@
 """Detect objects in many images on a Ray cluster, with one Detector in each actor.
 
-    python examples/scale/ray_batch.py mine.onnx images/ found/ --workers 4
-
-IMAGES and OUT may be addresses such as s3://bucket/images; MODEL is a path on every machine. The
-Parquet files have the rows of `y7edge predict --out FOLDER`.
+python examples/scale/ray_batch.py mine.onnx images/ found/ --workers 4   # Parquet files in found/
 """
 
 import argparse
@@ -24,8 +21,8 @@ from y7edge.errors import DataError
 class Detect:
     """Opens the artifact once in each actor, and converts batches of files to rows."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
-        self.detector = Detector(model, device=device, threads=threads)
+    def __init__(self, model: str, device: str) -> None:
+        self.detector = Detector(model, device=device, threads=1)
 
     def __call__(self, batch: dict[str, list]) -> pyarrow.Table:
         """Return the rows of the images; a file that cannot be decoded has a row with its error."""
@@ -42,21 +39,21 @@ class Detect:
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("model", type=Path)
-parser.add_argument("images", help="a folder, with its subfolders")
-parser.add_argument("out", help="a new folder")
-parser.add_argument("--workers", type=int, default=2, help="number of actors")
-parser.add_argument("--threads", type=int, default=1, help="processors of each actor")
+parser.add_argument("model", type=Path, help="a path on every machine")
+parser.add_argument("images", help="a folder, with its subfolders, or s3://...")
+parser.add_argument("out", help="a new folder, or s3://...")
+parser.add_argument("--workers", type=int, default=2, help="number of actors, with a CPU each")
 parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor")
 args = parser.parse_args()
 
 ray.init(include_dashboard=False)
-model = str(args.model.absolute()), "cuda" if args.gpus else "cpu", args.threads
-actors = ray.data.ActorPoolStrategy(size=args.workers)
-use = {"num_cpus": args.threads, "num_gpus": args.gpus, "batch_size": 16}
-# Reading and writing reserve no processor, so that the actors may have all of them.
-free = {"ray_remote_args": {"num_cpus": 0}, "concurrency": args.workers}
+model = str(args.model.absolute()), "auto" if args.gpus else "cpu"
+pool = ray.data.ActorPoolStrategy(size=args.workers)
+actors = {"compute": pool, "num_cpus": 1, "num_gpus": args.gpus, "fn_constructor_args": model}
 kinds = [suffix[1:] for suffix in IMAGE_SUFFIXES]
-files = ray.data.read_binary_files(args.images, include_paths=True, file_extensions=kinds, **free)
-found = files.map_batches(Detect, fn_constructor_args=model, compute=actors, **use)
-found.write_parquet(args.out, mode="error", **free)
+# Reading and writing reserve no CPU, so that the actors may have all of them.
+files = ray.data.read_binary_files(
+    args.images, include_paths=True, file_extensions=kinds, num_cpus=0, concurrency=args.workers
+)
+free = {"ray_remote_args": {"num_cpus": 0}, "concurrency": args.workers}
+files.map_batches(Detect, batch_size=16, **actors).write_parquet(args.out, mode="error", **free)

@@ -76,12 +76,11 @@ _Overlap = Annotated[
 _Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE",
-        help="Table of all detections: .jsonl, .csv or .parquet; or a folder of such files.",
+        metavar="PATH",
+        help="A .jsonl, .csv or .parquet file for all detections, or a folder for many images.",
         callback=out_file_or_folder,
     ),
 ]
-
 _Track = Annotated[
     bool,
     typer.Option("--track", help="Track objects: each keeps its id from frame to frame."),

@@ -60,7 +60,7 @@ class Shard(NamedTuple):
 _PANEL = "Results in a folder (--out FOLDER)"
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Continue the results in it.", rich_help_panel=_PANEL),
+    typer.Option("--resume", help="Continue after the last complete part.", rich_help_panel=_PANEL),
 ]
 Format = Annotated[
     str | None,
