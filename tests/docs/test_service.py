@@ -18,6 +18,7 @@ from y7edge.detect.health import SILENCE_S
 from y7edge.live.notify import Notifier
 from y7edge.live.operation import Operation
 from y7edge.live.reload import Reloader
+from y7edge.sources.child import KILL_S
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
@@ -70,7 +71,8 @@ def test_the_unit_fits_the_program():
     assert service["Type"] == "notify"
     assert service["ExecReload"] == "/bin/kill -USR1 $MAINPID"
     assert service["SuccessExitStatus"] == "130"
-    assert service["KillMode"] == "mixed"
+    assert service["KillMode"] == "control-group"
+    assert int(service["TimeoutStopSec"]) > KILL_S
     assert int(service["WatchdogSec"]) > 2 * SILENCE_S
     words = service["ExecStart"].split()
     assert words[1] == "live"

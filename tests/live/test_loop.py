@@ -66,6 +66,17 @@ def test_thresholds_of_models():
         Threshold.of(unusual, None)
 
 
+def test_the_threshold_of_another_model_is_adopted_unless_a_viewer_has_set_one():
+    threshold = Threshold(0.25, 0.05)
+    threshold.adopt(Threshold(0.4, 0.3))
+    assert (threshold.value, threshold.floor) == (0.4, 0.3)
+    threshold.set(0.5)
+    threshold.adopt(Threshold(0.25, 0.05))
+    assert (threshold.value, threshold.floor) == (0.5, 0.05)
+    threshold.adopt(Threshold(0.7, 0.6))
+    assert threshold.value == 0.6
+
+
 def test_nms_in_the_graph_limits_the_threshold():
     manifest = SimpleNamespace(
         model="m",

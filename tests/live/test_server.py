@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.live.conftest import NAMES, make_result
+from tests.live.conftest import ABOUT, NAMES, make_result
 from y7edge.detect.detections import Detections
 from y7edge.frames import Frame
 
@@ -127,6 +127,24 @@ def test_a_viewer_gets_model_state_and_images(open_page):
         pixels = cv2.imdecode(np.frombuffer(image["jpeg"], np.uint8), cv2.IMREAD_COLOR)
         assert pixels.shape == (120, 160, 3)
         assert np.abs(pixels.astype(int) - 100).max() < 5
+
+    run(test)
+
+
+def test_viewers_are_told_of_another_model(open_page):
+    page = open_page()
+    page.offer(1)
+
+    async def test(client):
+        viewer = await Viewer.open(client, page)
+        assert (await viewer.next("hello"))["model_id"] is None
+        await viewer.send(type="watch", source=0)
+        assert (await viewer.next("image"))["model_id"] is None
+        page.server.show_model({**ABOUT, "model": "other", "model_id": "cd", "names": ["bolt"]})
+        hello = await viewer.next("hello")
+        assert (hello["model"], hello["model_id"], hello["names"]) == ("other", "cd", ["bolt"])
+        later = await Viewer.open(client, page)
+        assert (await later.next("hello"))["model_id"] == "cd"
 
     run(test)
 

@@ -295,13 +295,24 @@ def test_much_fewer_results_are_reported_once(watched, caplog):
     watching = _operation(watched)
     total = 0
     with caplog.at_level(logging.INFO, "y7edge"):
-        for rate in (30, 30, 14, 12, 20, 29):
+        for rate in (0, 30, 30, 14, 12, 20, 29):
             total += 60 * rate
             watched.set("ok", results=total, seconds=0.1)
             watched.tick(watching, 60)
     slow, again = (record.getMessage() for record in caplog.records)
     assert slow.startswith("cam: 14 results per second in the last minute, 30 at best")
     assert again == "cam: 29 results per second again"
+
+
+def test_a_camera_that_is_much_too_fast_is_reported_once(watched, caplog):
+    watching = _operation(watched)
+    with caplog.at_level(logging.INFO, "y7edge"):
+        for minute in range(4):
+            counts = {"frames": 1800 * minute, "dropped": 1700 * minute, "results": 100 * minute}
+            watched.set("ok", seconds=0.1, **counts)
+            watched.tick(watching, 60)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("cam: 1700 of 1800 frames were dropped in the last min")
 
 
 def test_the_report_tells_of_the_reload(watched):

@@ -19,24 +19,36 @@ _TICK_S = 1.0
 _STATUS_S = 10.0  # between two texts for `systemctl status`
 _MINUTE_S = 60.0  # over which the rate of results is compared
 _SLOW, _FAST = 0.5, 0.75  # of the best rate: below it is slow, above it is not any more
+_DROPPED = 0.9  # of the frames of a minute
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Speed:
-    """The rate of a source's results, minute by minute."""
+    """The results of a source, minute by minute."""
 
-    results: int = 0
+    before: SourceHealth | None = None  # at the begin of the minute
     best: float = 0.0
     slow: bool = False
-    ran: bool = False  # at the begin of the minute
+    drops: bool = False
 
     def judge(self, source: SourceHealth, seconds: float) -> None:
-        """Warn once if there are much fewer results than before, such as on a hot processor."""
-        rate, ran = (source.results - self.results) / seconds, self.ran
-        self.results, self.ran = source.results, source.state == "running"
-        if not (ran and self.ran):  # the sources' own warnings say why
-            return
+        """Warn once if there are much fewer results than before, or than frames."""
+        before, self.before = self.before, source
+        if before is None or not (before.state == source.state == "running"):
+            return  # the sources' own warnings say why
+        self._judge_rate(source, (source.results - before.results) / seconds)
+        frames, dropped = source.frames - before.frames, source.dropped - before.dropped
+        if not self.drops and dropped > _DROPPED * frames:
+            self.drops = True
+            _log.warning(
+                "%s: %d of %d frames were dropped in the last minute: the model is much slower "
+                "than the camera; a lower rate of the camera saves work",
+                *(source.name, dropped, frames),
+            )
+        self.drops = self.drops and dropped > _FAST * frames
+
+    def _judge_rate(self, source: SourceHealth, rate: float) -> None:
         if not self.slow and rate < _SLOW * self.best:
             self.slow = True
             _log.warning(
