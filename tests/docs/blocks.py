@@ -37,6 +37,7 @@ LEADING = frozenset(
 
 # Commands that another test of the repository runs: how they start -> the test.
 ELSEWHERE = {
+    "y7edge soup": "tests/cli/test_soup.py::test_average_is_written_only_if_it_is_better",
     "y7edge train --resume": "tests/train/run/test_distributed.py::"
     "test_processes_end_with_the_first_and_the_run_resumes",
     "y7edge diff good.onnx": "tests/export/proof/test_diff.py::test_planted_faults",

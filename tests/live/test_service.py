@@ -308,7 +308,7 @@ def test_the_report_tells_of_the_reload(watched):
     reloader = Reloader()
     watching = _operation(watched, reloader)
     report = watching.report()
-    assert report["reload"] == {"state": "none", "message": None, "seconds": None}
+    assert report["reload"] == {"state": "none", "message": None, "seconds": None, "count": 0}
     assert (report["status"], report["problems"]) == ("starting", [])
     json.dumps(report)
     reloader.start(lambda: 1 / 0)

@@ -89,16 +89,17 @@ def main() -> int:
             check_files(wheel, sdist, work)
             expected = make_material(work)
             tests = None if options.no_tests else unpack_tests(sdist, work)
-            for index, python in enumerate(options.python):
-                source = wheel if index else sdist
-                check_in(python, [f"{source}[cpu]"], work / f"env{index}", expected, tests)
+            jobs = [
+                (python, [f"{wheel if index else sdist}[cpu]"])
+                for index, python in enumerate(options.python)
+            ]
             if options.lowest:
-                oldest = [str(wheel), *lowest(wheel)]
-                check_in(options.lowest, oldest, work / "lowest", expected, tests)
+                jobs.append((options.lowest, [str(wheel), *lowest(wheel)]))
+            good = [try_in(*job, work / f"env{i}", expected, tests) for i, job in enumerate(jobs)]
+            return 0 if all(good) else 1
     except Failed as problem:
         print(f"failed: {problem}", file=sys.stderr)
         return 1
-    return 0
 
 
 def one_file(folder: Path, kind: str) -> Path:
@@ -211,6 +212,18 @@ def unpack_tests(sdist: Path, work: Path) -> Path:
 
 
 # --- environments --------------------------------------------------------------------------------
+
+
+def try_in(
+    python: str, requirements: list[str], env: Path, expected: list[Found], tests: Path | None
+) -> bool:
+    """Return whether all is well with one interpreter, so that the next ones are tried too."""
+    try:
+        check_in(python, requirements, env, expected, tests)
+    except Failed as problem:
+        print(f"failed: {python} {requirements[0]}: {problem}", file=sys.stderr)
+        return False
+    return True
 
 
 def check_in(

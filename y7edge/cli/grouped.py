@@ -16,6 +16,7 @@ _TYPES = (
     (r"<float[^>]*>|FLOAT( RANGE)?", "X"),
     (r"<path>|\bPATH\b", "PATH"),
     (r"<str>|\bTEXT\b", "TEXT"),
+    (r"[<\[]([\w-]+(?:\|[\w-]+)+)[>\]]", r"\1"),  # choices
 )
 # Remarks at the end of a help text. Some versions of typer escape the bracket for rich.
 _REMARKS = re.compile(r"  \\?\[([^\[\]]*)\]$")

@@ -191,7 +191,11 @@ _Profile = Annotated[
 ]
 _Licence = Annotated[
     str,
-    _run(metavar="TEXT", help="Licence of the weights; stored in checkpoints and exported files."),
+    _run(
+        metavar="TEXT",
+        help="Licence of the weights; stored in checkpoints and exported files. Default: that of "
+        "--weights.",
+    ),
 ]
 
 

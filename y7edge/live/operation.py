@@ -81,10 +81,11 @@ class Operation:
     def report(self) -> dict[str, Any]:
         """Return what ``GET /health`` answers; may be called by any thread."""
         outcome = self._reloader.outcome
-        ago = None if outcome.state == "none" else round(time.monotonic() - outcome.at, 1)
+        ago = round(time.monotonic() - outcome.at, 1) if outcome.count else None
+        reload = {"state": outcome.state, "message": outcome.message}
         return {
             **self._stream.health(self._silence).to_dict(),
-            "reload": {"state": outcome.state, "message": outcome.message, "seconds": ago},
+            "reload": {**reload, "seconds": ago, "count": outcome.count},
             **self._more(),
             "version": __version__,
         }

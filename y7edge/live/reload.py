@@ -23,11 +23,13 @@ class Outcome:
         state: "none": there was no request; "running", "done" or "failed".
         message: why it failed; None: it did not.
         at: when the state began, as of ``time.monotonic()``.
+        count: number of reloads until now, with this one.
     """
 
     state: str = "none"
     message: str | None = None
     at: float = 0.0
+    count: int = 0
 
 
 class Reloader:
@@ -67,16 +69,17 @@ class Reloader:
             while not self._requests.empty():  # one reload is enough for all of them
                 if not self._requests.get():
                     return
-            self.outcome = Outcome("running", at=time.monotonic())
+            count = self.outcome.count + 1
+            self.outcome = Outcome("running", None, time.monotonic(), count)
             self._before()
-            self.outcome = self._reload(reload)
+            self.outcome = self._reload(reload, count)
             self._after()
 
-    def _reload(self, reload: Callable[[], object]) -> Outcome:
+    def _reload(self, reload: Callable[[], object], count: int) -> Outcome:
         try:
             reload()
         except Exception as error:  # the old model goes on, whatever is wrong with the new one
             why = str(error) if isinstance(error, Y7EdgeError) else repr(error)
             _log.error("the model was not replaced, and the old one goes on: %s", why)
-            return Outcome("failed", why, time.monotonic())
-        return Outcome("done", None, time.monotonic())
+            return Outcome("failed", why, time.monotonic(), count)
+        return Outcome("done", None, time.monotonic(), count)

@@ -35,6 +35,8 @@ __all__ = ["P5", "TINY", "Recipe", "TrainConfig"]
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # names of Lightning Fabric
 ASSIGNERS = ("auto", "coarse-to-fine", "lead-guided", "independent", "lead")
 CACHES = ("auto", "ram", "disk", "none")
+UNSPECIFIED = "unspecified"
+"""Licence of weights for which none was stated."""
 _MAYBE = replace(FROM_ONE, optional=True)
 _WORKERS = replace(FROM_ZERO, optional=True)
 _SEED = Range("a whole number from 0, below 2**63", high=2**63 - 1, whole=True)
@@ -91,7 +93,8 @@ class TrainConfig:
     profile: int = within(FROM_ZERO, 0)  # iterations to measure; 0: off
     seed: int = within(_SEED, 0)  # of the initial weights and of the order of images
 
-    licence: str = "unspecified"  # of the weights; saved with them
+    # Of the weights; saved with them. By default, that of the initial weights, if they state one.
+    licence: str = UNSPECIFIED
     command: str = ""  # command line of the run
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ from y7edge.train.run.state import Began
 from y7edge.train.run.steps import Steps, scaler_of
 from y7edge.train.run.timing import Timing
 from y7edge.train.run.validate import Validation, require_labels
-from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.config import UNSPECIFIED, TrainConfig
 from y7edge.train.setup.anchors import choose
 from y7edge.train.setup.finetune import copy_matching
 from y7edge.train.setup.freeze import freeze_rows
@@ -56,6 +56,7 @@ class Start:
     model: Model
     origin: str  # of the weights, such as "trained from random weights"
     notes: tuple[str, ...] = ()  # messages for the log
+    licence: str = UNSPECIFIED  # of the weights that the run starts from
 
     def began(self) -> Began:
         """Return the values from which ``resume_model`` creates the model again."""
@@ -141,6 +142,8 @@ def build(
         require_labels(data.split(config.train_split), "train on")
         names = data.names
         start = resume_model(config, names, resumed) if resumed else make_model(config, data)
+        if config.licence == UNSPECIFIED:
+            config = replace(config, licence=start.licence)
         _require_exportable(start.model, config, data)
         for note in start.notes:
             log(note)
@@ -393,7 +396,11 @@ def _from_weights(
     copied = copy_matching(model, checkpoint, names, str(path))
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
     origin = f"fine-tuned from {source}, {copied.entries} of {copied.total} entries"
-    return Start(model, origin, copied.notes)
+    licence, notes = str(checkpoint.meta.get("licence") or UNSPECIFIED), copied.notes
+    if UNSPECIFIED != licence != config.licence:
+        stated = config.licence if config.licence != UNSPECIFIED else "the same"
+        notes += (f"licence of {path.name}: {licence}; stored for the trained weights: {stated}",)
+    return Start(model, origin, notes, licence)
 
 
 def _frozen_note(config: TrainConfig, model: Model) -> str:
