@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,30 @@ def test_a_kill_at_any_write_loses_nothing(tmp_path, whole):
         assert read(folder) == whole, f"after call {count}"
         assert not [p for p in folder.iterdir() if p.name.startswith(".")]
     assert kills > 20
+
+
+def test_a_part_is_on_the_disk_before_its_line(tmp_path, monkeypatch):
+    """What a power failure leaves depends on the order of syncs and renames."""
+    events = []
+    rename = os.replace
+
+    def replace(old, new):
+        rename(old, new)
+        events.append(f"rename {Path(new).name}")
+
+    def fsync(handle):
+        events.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(tmp_path, NAMES[:12])
+    folder = f"sync {tmp_path.name}"
+    names = [re.sub(r"\.y7edge-(.*)-.{8}\.", r"\1.", event) for event in events]
+    expected = []
+    for name in ("_files.jsonl", "_run.json", "part-00000.jsonl", "part-00001.jsonl"):
+        expected += [f"sync {name}", f"rename {name}", folder]
+        expected += ["sync _parts.jsonl"] if name.startswith("part") else []
+    assert names == expected
 
 
 def test_a_torn_line_of_the_list_of_parts(tmp_path, whole):
