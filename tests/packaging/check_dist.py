@@ -44,7 +44,7 @@ ABSENT = ("torch", "onnx", "onnxsim", "safetensors", "yaml", "matplotlib", "aioh
 # The tests of detection, sources and the command line that use neither torch nor another extra.
 TESTS = (
     *(f"tests/detect/test_{name}.py" for name in ("postprocess", "preprocess", "regions")),
-    *(f"tests/detect/test_{name}.py" for name in ("detections", "drawing", "streaming")),
+    *(f"tests/detect/test_{name}.py" for name in ("detections", "drawing", "submission")),
     *(f"tests/artifact/test_{name}.py" for name in ("artifact", "manifest", "schema", "schema1")),
     *(f"tests/sources/test_{name}.py" for name in ("address", "capture", "replay", "ring", "uri")),
     *(f"tests/test_{name}.py" for name in ("boxes", "files", "frames", "jetson", "machine")),
