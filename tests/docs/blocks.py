@@ -43,6 +43,8 @@ ELSEWHERE = {
     "y7edge diff good.onnx": "tests/export/proof/test_diff.py::test_planted_faults",
     "from pathlib import Path from rosbags": "tests/docs/test_ros2.py::"
     "test_a_recording_without_ros",
+    "python examples/scale/ray_batch.py mine.onnx images/": "tests/examples/test_ray_batch.py::"
+    "test_the_rows_are_those_of_predict",
     "make demo": "tests/examples/test_demo.py::"
     "test_the_whole_demo_with_a_model_that_needs_no_training",
 }
