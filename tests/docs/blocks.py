@@ -7,6 +7,7 @@ What a page says to the tests:
   can run it.
 - ``# exits with N`` at the end of a command says that it fails. In a transcript, so does a printed
   line that starts with ``error: ``, and the command must print this line.
+- The example of a help text, in a ``text`` block, is a command too.
 
 ``python -m tests.docs.blocks`` counts the commands of each page.
 """
@@ -30,6 +31,8 @@ LANGUAGES = frozenset(
 NOT_RUN = re.compile(r"#\s*not run: (\S.*)$")
 EXITS = re.compile(r"#\s*exits with (\d+)\b")
 FENCE = re.compile(r"^( *)```(.*)$")
+EXAMPLE = re.compile(r"^ *Example:\n *(y7edge .+)$", re.MULTILINE)
+EXAMPLES_TEST = "tests/docs/test_commands.py::test_examples_of_help_texts"
 # Words before the name of a program.
 LEADING = frozenset(
     ["sudo", "time", "exec", "nohup", "env", "then", "do", "else", "if", "while", "until", "!"]
@@ -78,6 +81,7 @@ class Command:
         reason: Why it is not run, or an empty string.
         exit_code: The expected exit code; None: any failure.
         error: The line that a failing command must print, or an empty string.
+        is_help: Whether it is the example of a help text.
     """
 
     page: str
@@ -87,10 +91,13 @@ class Command:
     reason: str = ""
     exit_code: int | None = 0
     error: str = ""
+    is_help: bool = False
 
     @property
     def elsewhere(self) -> str:
         """The test that runs this command, or an empty string."""
+        if self.is_help:
+            return EXAMPLES_TEST
         words = " ".join(self.text.partition(" #")[0].split())
         return next((test for start, test in ELSEWHERE.items() if words.startswith(start)), "")
 
@@ -226,6 +233,9 @@ def commands(page: str) -> list[Command]:
             found += _transcript(block)
         elif block.language == "python":
             found.append(Command(page, block.line, "python", block.text, block.reason))
+        elif example := EXAMPLE.search(block.text):
+            line = block.line + 1 + block.text[: example.start(1)].count("\n")
+            found.append(Command(page, line, "sh", example[1], is_help=True))
     return found
 
 
