@@ -48,6 +48,12 @@ ELSEWHERE = {
     "test_a_recording_without_ros",
     "python examples/scale/ray_batch.py mine.onnx images/": "tests/examples/test_ray_batch.py::"
     "test_the_rows_are_those_of_predict",
+    "python examples/voc_to_yolo.py": "tests/examples/test_voc_to_yolo.py::"
+    "test_converted_data_set_is_equal",
+    "pytest -s -m slow tests/cli/test_results.py": "tests/cli/test_results.py::"
+    "test_many_killed_processes_lose_nothing",
+    "pytest -s -m slow tests/examples/test_ray_batch.py": "tests/examples/test_ray_batch.py::"
+    "test_the_rows_are_those_of_predict",
     "make demo": "tests/examples/test_demo.py::"
     "test_the_whole_demo_with_a_model_that_needs_no_training",
 }

@@ -99,6 +99,7 @@ def prepared(tmp_path_factory):
     """A folder with the files that the pages name."""
     import cv2
 
+    from tests.runtimes.test_foreign import foreign
     from y7edge.data.synthetic import scenes
     from y7edge.data.synthetic.conveyor import Conveyor
     from y7edge.export import export
@@ -121,6 +122,8 @@ def prepared(tmp_path_factory):
     shutil.copy(folder / "mine.onnx", folder / "runs" / "demo" / "parts.onnx")
     export(checkpoint, folder / "mine.xml", target="openvino")
     export(checkpoint, folder / "int8.onnx", precision="int8", data=folder / "data.yaml")
+    foreign("concatenated", folder / "other.onnx", batch=1)
+    (folder / "labels.txt").write_text("\n".join(scenes.NAMES) + "\n", encoding="utf-8")
     belt = Conveyor()
     for name in ("image.jpg", "tray.jpg"):
         cv2.imwrite(str(folder / name), belt.view(0).image)
@@ -260,4 +263,8 @@ def test_examples_of_help_texts(prepared, tmp_path):
     listed = [one for one in examples if not one.text.startswith(("y7edge soup", "y7edge diff"))]
     listed += [one for one in examples if one.text.startswith("y7edge diff")]
     assert len(listed) == 17
+    trained = next(i for i, one in enumerate(listed) if one.text.startswith("y7edge train")) + 1
+    # Scores of a model after one epoch are too equal for a proof.
+    copy = Command("docs/cli.md", 0, "sh", "cp best.safetensors runs/train/best.safetensors")
+    listed.insert(trained, copy)
     run_commands(listed, folder, tmp_path / "work")
