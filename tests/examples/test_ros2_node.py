@@ -379,6 +379,7 @@ def test_compressed_images_and_faults(node, images, tmp_path):
         (["image_topic:='a b'"], "a b"),
         (["encoding:=rgb"], "encoding is 'rgb', expected one of bgr8"),
         (["classes:=['cat']"], "the model has no class 'cat'"),
+        (["conf"], "-p conf"),
     ],
 )
 def test_mistakes_are_one_line(node, parameters, text):

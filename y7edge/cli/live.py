@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import show
+from y7edge.cli.console import note, show
 from y7edge.cli.logs import REMARKS, Level, logging_to
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
@@ -229,6 +229,8 @@ def live(
     """
     if web is health is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
         raise UsageError("--token is for the page and for the health: add --web or --health")
+    if token == "auto" and web is None and health is not None:
+        raise UsageError("--token auto is printed with the address of the page: choose a token")
     from y7edge.live.access import new_token
     from y7edge.live.feed import Limits
     from y7edge.live.loop import opening_conf
@@ -386,7 +388,7 @@ def _watch(
     try:
         loop.start()
         if started:
-            _log.info(started)
+            note(started)  # not to the log, because the address may contain the token
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
             if not view.update() or time.monotonic() >= end:
                 break

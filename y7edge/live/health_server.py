@@ -17,8 +17,6 @@ from aiohttp import web
 from y7edge.live.access import Guard
 from y7edge.live.serving import Handler, HttpServer
 
-_BEARER = "Bearer "
-
 
 class HealthServer(HttpServer):
     """Answer ``GET /health`` while it is open; a context manager.
@@ -56,5 +54,5 @@ class HealthServer(HttpServer):
     def _may_see_details(self, request: web.Request) -> bool:
         if self._guard.token is None:
             return self._guard.is_loopback
-        given = request.headers.get("Authorization", "")
-        return given.startswith(_BEARER) and self._guard.allows_token(given[len(_BEARER) :])
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self._guard.allows_token(given)
