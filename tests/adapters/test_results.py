@@ -308,7 +308,11 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"has other files, such as notes.txt"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    file = tmp_path / "notes.txt" / "r"
+    (tmp_path / "notes.txt").rename(tmp_path / "part-00000.jsonl")  # of another program
+    with pytest.raises(OutputError, match=r"has other files, such as part-00000.jsonl"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.jsonl"]
+    file = tmp_path / "part-00000.jsonl" / "r"
     with pytest.raises(OutputError, match="cannot write the results"):
         run(file)
 

@@ -177,6 +177,20 @@ def test_equal_names_in_subfolders_and_files_that_are_added(
     assert sorted(row["source"] for row in rows(out)) == names
 
 
+def test_links_and_other_spellings_of_a_folder(
+    tmp_path: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    cv2.imwrite("in/0.png", scene(1))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out.v2").symlink_to("disk")
+    for source in ("in", "in/", "./in"):
+        (record,), _ = predict(source, "--out", "out.v2", "--resume")
+        assert record["files"] == 1
+    assert [row["source"] for row in rows(tmp_path / "disk")] == ["in/0.png"]
+
+
 def test_shards_have_all_files_once(tmp_path: Path, predict: Predict) -> None:
     source = images(tmp_path / "images", 40)
     for number in (1, 2, 3):
@@ -213,7 +227,7 @@ def _files(source: Path, number: int) -> set[str]:
         (["--out", "r", "--format", "csv"], "--format is csv, expected jsonl or parquet"),
         (["--out", "r", "--track"], "--track cannot be resumed"),
         (["--out", "r", "--save", "s"], "--save cannot be resumed"),
-        (["--out", "r.txt"], "or a folder, not r.txt"),
+        (["--out", "r.txt"], "that of a folder, which must exist if its name has a dot, not r.txt"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -179,6 +179,9 @@ def shell(tmp_path: Path) -> dict[str, str]:
         ("y7edge info yolov7-e", ["yolov7-e6", "yolov7-e6e"]),
         ("y7edge audit m --target kl5", ["kl520", "kl530"]),
         ("y7edge predict ", []),  # nothing: bash completes file names
+        ("y7edge export /", []),
+        ("y7edge export ../yolov7", []),
+        ("y7edge export [*]**/\x1b", []),
         ("y7edge export m --out ", []),
     ],
 )

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -120,7 +120,7 @@ class Results(AbstractContextManager["Results"]):
     def __init__(
         self,
         folder: Path | str,
-        paths: Sequence[Path],
+        paths: Iterable[Path],
         settings: Mapping[str, Any],
         about: Mapping[str, Any] | None = None,
         *,
@@ -168,9 +168,11 @@ class Results(AbstractContextManager["Results"]):
     def _lock(self, stack: ExitStack) -> BinaryIO:
         """Open ``_parts.jsonl`` and lock it against other processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        known = {_RUN, _FILES, _PARTS}
-        for name in os.listdir(self._folder):  # noqa: PTH208 - names only
-            if name not in known and not name.startswith(".") and not _PART.fullmatch(name):
+        own = {_RUN, _FILES, _PARTS}
+        present = set(os.listdir(self._folder))  # noqa: PTH208 - names only
+        is_ours = not own.isdisjoint(present)  # other programs also write files part-00000.parquet
+        for name in sorted(present - own):
+            if not name.startswith(".") and not (is_ours and _PART.fullmatch(name)):
                 raise OutputError(
                     f"{self._folder}: has other files, such as {name}: {_WAY_OUT}, for results only"
                 )
@@ -266,7 +268,7 @@ class Results(AbstractContextManager["Results"]):
             raise self._damaged(_FILES, reason(error)) from error
         return names
 
-    def _append(self, paths: Sequence[Path]) -> None:
+    def _append(self, paths: Iterable[Path]) -> None:
         """Append new files to the list of the earlier run."""
         known = set(self._names)
         if len(known) < len(self._names):

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import bar, facts, note, show
+from y7edge.cli.console import facts, note, show
 from y7edge.cli.models import kind_of
 from y7edge.cli.options import Json, Size, completion
+from y7edge.cli.progress import Progress
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def calibration(
     chosen = choose_images(data, manifest.names, count=images)
     for warning in chosen.warnings:
         note(warning)
-    with bar("images") as progress:
-        made = write(chosen, manifest.input, out, form, progress=progress)
+    with Progress("images") as progress:
+        made = write(chosen, manifest.input, out, form, progress=progress.update)
     record: dict[str, Any] = {
         "path": made,
         "form": form,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import bar, note, show
+from y7edge.cli.console import note, show
 from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.options import Json, out_file
+from y7edge.cli.progress import Progress
 from y7edge.errors import GateError
 from y7edge.text import printable
 
@@ -90,15 +91,15 @@ def check(
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
-    with bar("images") as progress:
-        report = examine(data, imgsz=imgsz, val=val, progress=progress)
+    with Progress("images") as progress:
+        report = examine(data, imgsz=imgsz, val=val, progress=progress.update)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
     fixed = None
     if fix is not None:
-        with bar("copied") as progress:
-            fixed = write_copy(report, fix, progress=progress)
+        with Progress("copied") as progress:
+            fixed = write_copy(report, fix, progress=progress.update)
         result["fix"] = fixed.record()
     if as_json:
         show(result, (), as_json=True)

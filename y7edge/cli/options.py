@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import re
 import shlex
@@ -109,11 +108,10 @@ def among(*choices: str, metavar: str | None = None) -> dict[str, Any]:
 
 def variants(incomplete: str) -> list[str]:
     """Complete a variant's name, or return nothing, so that the shell completes a file."""
-    if not incomplete or any(Path().glob(f"{glob.escape(incomplete)}*")):
-        return []
     from y7edge.models import names
 
-    return [name for name in names() if name.startswith(incomplete)]
+    found = [name for name in names() if incomplete and name.startswith(incomplete)]
+    return [] if found and any(Path().glob(f"{incomplete}*")) else found
 
 
 def given(ctx: typer.Context) -> dict[str, list[str]]:

@@ -43,12 +43,12 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.start()
             self._began = time.monotonic()
 
-    def update(self, done: float) -> None:
-        """Count one, and show the fraction that is done."""
+    def update(self, done: float, total: float = 1.0) -> None:
+        """Count one, and show that ``done`` of ``total`` is done."""
         if self._bar is not None:
             self._count += 1
             rate = self._count / max(time.monotonic() - self._began, 1e-9)
-            self._bar.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s")
+            self._bar.update(self._task, completed=done / total, rate=f"{rate:.1f} {self._unit}/s")
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -18,6 +18,7 @@ from y7edge.cli.console import note, show
 from y7edge.cli.options import among, out_file, out_folder
 from y7edge.cli.progress import Progress
 from y7edge.errors import SourceError
+from y7edge.files import is_folder
 
 if TYPE_CHECKING:
     from y7edge.adapters.results import Results
@@ -34,9 +35,12 @@ def out_file_or_folder(path: Path | None) -> Path | None:
     """Option callback: a name without a suffix is that of a folder."""
     if path is None or path.suffix.lower() in TABLES:
         return out_file(path)
-    if path.suffix and not path.is_dir():
+    if is_folder(path):
+        return path  # or a link to a folder
+    if path.suffix:
         raise typer.BadParameter(
-            f"expected a name that ends in {', '.join(TABLES)}, or a folder, not {path}"
+            f"expected a name that ends in {', '.join(TABLES)}, or that of a folder, which must "
+            f"exist if its name has a dot, not {path}"
         )
     return out_folder(path)
 
@@ -135,7 +139,7 @@ def into_folder(
     shard, paths = options.shard, source.paths
     with Results(
         out,
-        [path for path in paths if in_shard(path, *shard)] if shard else paths,
+        (path for path in paths if in_shard(path, *shard)) if shard else paths,
         _settings(detector, source, options),
         {"version": __version__, **detector.info},
         format=options.format or "jsonl",
@@ -181,7 +185,7 @@ def _settings(detector: Detector, source: Files, options: FolderOptions) -> dict
     info = detector.info
     return {
         "model": detector.manifest.payload_digest,
-        "source": source.name,
+        "source": str(Path(source.name)),  # images/ is the same as ./images
         "working directory": None if is_absolute else str(Path.cwd()),
         "shard": options.shard,
         "levels": source.levels,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from y7edge import __version__
-from y7edge.cli.console import bar, note, show, table
+from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
     Backend,
@@ -21,6 +21,7 @@ from y7edge.cli.options import (
     Threads,
     out_folder,
 )
+from y7edge.cli.progress import Progress
 from y7edge.files import writing
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def val(
             with writing("the evaluation", save):  # before the evaluation, which may take minutes
                 save.mkdir(parents=True, exist_ok=True)
         predict, labels = detector.detect_for_evaluation, dataset.names
-        with bar("images") as progress:
-            tables = collect(predict, samples, labels, progress)
+        with Progress("images") as progress:
+            tables = collect(predict, samples, labels, progress.update)
         metrics = metrics_of(tables, labels)
         if save is not None:
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
