@@ -122,7 +122,7 @@ def prepared(tmp_path_factory):
     shutil.copy(folder / "mine.onnx", folder / "runs" / "demo" / "parts.onnx")
     export(checkpoint, folder / "mine.xml", target="openvino")
     export(checkpoint, folder / "int8.onnx", precision="int8", data=folder / "data.yaml")
-    foreign("concatenated", folder / "other.onnx", batch=1)
+    foreign("rows", folder / "other.onnx", batch=1, size=(SIDE, SIDE))
     (folder / "labels.txt").write_text("\n".join(scenes.NAMES) + "\n", encoding="utf-8")
     belt = Conveyor()
     for name in ("image.jpg", "tray.jpg"):
