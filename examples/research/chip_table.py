@@ -63,8 +63,8 @@ y7edge audit best.safetensors                      # all chips
 y7edge audit best.safetensors --target kl720       # why, what helps, the command to export
 ```
 
-For another chip, write a table. `limits` name facts of an operator; nodes outside of them get the verdict
-`beyond`, or that of `others`. The tables of this page are in `export/chips/`, and
+For another chip, write a table. `limits` name facts of an operator; nodes outside of them get the
+verdict `beyond`, or that of `others`. The tables of this page are in `export/chips/`, and
 `export/audit/chips.py` describes all entries.
 
 ```sh
