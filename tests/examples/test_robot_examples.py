@@ -229,7 +229,10 @@ def _children(pid):
 
 
 # With 60 frames/s, boxes that tremble on the line cross it several times.
-@pytest.mark.parametrize(("fps", "frames", "seed", "line"), [(10, 240, 0, 0.5), (60, 240, 2, 0.5)])
+@pytest.mark.parametrize(
+    ("fps", "frames", "seed", "line"),
+    [(10, 240, 0, 0.5), pytest.param(60, 240, 2, 0.5, marks=pytest.mark.slow)],
+)
 def test_counter_counts_exactly(run, parts_model, fps, frames, seed, line):
     pytest.importorskip("trackers")
     # As a video, so that every frame is used.
