@@ -61,7 +61,8 @@ SECTIONS: dict[str, dict[Callable[..., None], str]] = {
         export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
         optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
         sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
-        calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out calibration",
+        calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list "
+        "--out calibration",
         audit: "y7edge audit yolov7-w6 --target kl720",
         verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
         diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
