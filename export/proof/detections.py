@@ -154,7 +154,7 @@ class _Candidates:
 
     def _missing(self, kept: Kept, found: Detections) -> int:
         """Count the visible candidates above the threshold that NMS should have kept."""
-        # Boxes in the letterbox's border take part in NMS and count for max_det, but are not returned.
+        # Boxes in the letterbox's border count for max_det, but are not returned.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         least = self._conf
         if len(found) and len(found) + len(hidden) >= self._thresholds.max_det:
