@@ -62,8 +62,8 @@ class Resolved(NamedTuple):
 
 
 def uv(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run uv without the settings of this machine."""
-    command = ["uv", *map(str, arguments), "--no-config", "--quiet"]
+    """Run uv without the settings of this machine, and without its own builds of Python."""
+    command = ["uv", *map(str, arguments), "--no-config", "--no-python-downloads", "--quiet"]
     try:
         return subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def resolve(extra: str, platform: Platform, project: Path = PROJECT) -> Resolved
                 *("--no-header", "--no-annotate", *(["--extra", extra] if extra else [])),
             )
             if done.returncode == 0:
-                versions = dict(re.findall(r"^([\w.-]+)==([^ ;]+)", done.stdout, re.MULTILINE))
+                versions = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", done.stdout, re.MULTILINE))
                 return Resolved(versions, tuple(sorted(lacking)))
             found = NO_WHEEL.search(" ".join(done.stderr.split()))
             if found is None or found[1] in lacking:

@@ -35,7 +35,7 @@ from y7edge.runtimes.base import missing
 
 SMALL = Path(__file__).parents[2] / "tests" / "reference" / "demo.safetensors"
 INTRODUCTION = """\
-# Finding where two models differ
+# Why two models differ
 
 `y7edge diff A B` runs two models on the same image and compares the results of each stage: the
 preprocessed input, the head of each level, the decoded candidates, and the boxes after NMS. A and

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.blocking import BLOCKER
+from tests.fake_model import FakeSession, make_manifest
 from y7edge.adapters.ros2 import Ros2Detector, to_detection_array
 from y7edge.data.synthetic.scenes import scene
 from y7edge.detect.detections import Detections, Timing
@@ -444,6 +445,22 @@ def test_with_a_model(humble):
     node.close()
     with pytest.raises(DetectorClosed):
         node.configure(conf=0.5)
+
+
+def test_other_thresholds_do_not_change_tiles():
+    manifest, arrived = make_manifest(), threading.Semaphore(0)
+    session = FakeSession(manifest)
+    node = Ros2Detector(
+        Detector.from_session(session, manifest, tile=32, overlap=0.5),
+        lambda found, _: found,
+        lambda _: arrived.release(),
+    )
+    for number in range(2):
+        node.put(message(number, np.zeros((64, 96, 3), np.uint8)))
+        assert arrived.acquire(timeout=60)
+        node.configure(conf=0.6)
+    node.close()
+    assert len(session.batches) == 2 * 16  # the image, and 3 x 5 tiles
 
 
 def test_neither_ros_nor_torch_is_imported():

@@ -30,6 +30,7 @@ def counts(text: str, row: str) -> dict[str, int]:
     return dict(zip(("tried", "ok", "refused", "faults"), map(int, found.groups()), strict=True))
 
 
+@pytest.mark.slow
 def test_short_attack() -> None:
     done = attack("--quick")
     assert counts(done.stdout, "all")["tried"] >= 140

@@ -138,6 +138,16 @@ def test_the_caller_can_refuse_a_model(models):
     assert detector(FRAME).names == NAMES
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error(models):
+    models.add("unverified", "90", parity={"status": "unverified"})
+    detector, session = old()
+    with pytest.raises(UserWarning, match="without a proof"):
+        detector.swap("unverified")
+    assert detector(FRAME).model_id == "ab" * 8
+    assert (models.sessions["unverified"].closed, session.closed) == (1, 0)
+
+
 def test_images_prepared_for_the_old_model_are_prepared_again(models, monkeypatch):
     """An exchange between the pre-processing and the engine does not mix the two."""
     detector, _ = old()

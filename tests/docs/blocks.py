@@ -7,6 +7,7 @@ What a page says to the tests:
   can run it.
 - ``# exits with N`` at the end of a command says that it fails. In a transcript, so does a printed
   line that starts with ``error: ``, and the command must print this line.
+- The example of a help text, in a ``text`` block, is a command too.
 
 ``python -m tests.docs.blocks`` counts the commands of each page.
 """
@@ -30,6 +31,8 @@ LANGUAGES = frozenset(
 NOT_RUN = re.compile(r"#\s*not run: (\S.*)$")
 EXITS = re.compile(r"#\s*exits with (\d+)\b")
 FENCE = re.compile(r"^( *)```(.*)$")
+EXAMPLE = re.compile(r"^ *Example:\n *(y7edge .+)$", re.MULTILINE)
+EXAMPLES_TEST = "tests/docs/test_commands.py::test_examples_of_help_texts"
 # Words before the name of a program.
 LEADING = frozenset(
     ["sudo", "time", "exec", "nohup", "env", "then", "do", "else", "if", "while", "until", "!"]
@@ -44,6 +47,14 @@ ELSEWHERE = {
     "from pathlib import Path from rosbags": "tests/docs/test_ros2.py::"
     "test_a_recording_without_ros",
     "python examples/scale/ray_batch.py mine.onnx images/": "tests/examples/test_ray_batch.py::"
+    "test_the_rows_are_those_of_predict",
+    "python examples/research/chip_table.py": "tests/examples/research/test_chip_table.py::"
+    "test_the_page_is_that_of_the_script",
+    "python examples/voc_to_yolo.py": "tests/examples/test_voc_to_yolo.py::"
+    "test_converted_data_set_is_equal",
+    "pytest -s -m slow tests/cli/test_results.py": "tests/cli/test_results.py::"
+    "test_many_killed_processes_lose_nothing",
+    "pytest -s -m slow tests/examples/test_ray_batch.py": "tests/examples/test_ray_batch.py::"
     "test_the_rows_are_those_of_predict",
     "make demo": "tests/examples/test_demo.py::"
     "test_the_whole_demo_with_a_model_that_needs_no_training",
@@ -78,6 +89,7 @@ class Command:
         reason: Why it is not run, or an empty string.
         exit_code: The expected exit code; None: any failure.
         error: The line that a failing command must print, or an empty string.
+        is_help: Whether it is the example of a help text.
     """
 
     page: str
@@ -87,10 +99,13 @@ class Command:
     reason: str = ""
     exit_code: int | None = 0
     error: str = ""
+    is_help: bool = False
 
     @property
     def elsewhere(self) -> str:
         """The test that runs this command, or an empty string."""
+        if self.is_help:
+            return EXAMPLES_TEST
         words = " ".join(self.text.partition(" #")[0].split())
         return next((test for start, test in ELSEWHERE.items() if words.startswith(start)), "")
 
@@ -226,6 +241,9 @@ def commands(page: str) -> list[Command]:
             found += _transcript(block)
         elif block.language == "python":
             found.append(Command(page, block.line, "python", block.text, block.reason))
+        elif example := EXAMPLE.search(block.text):
+            line = block.line + 1 + block.text[: example.start(1)].count("\n")
+            found.append(Command(page, line, "sh", example[1], is_help=True))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docs import blocks
+from tests.docs.blocks import EXAMPLES_TEST
 from tests.docs.test_commands import run_page
 
 PAGE = r"""
@@ -96,6 +97,12 @@ def test_arguments_in_pipes_loops_and_after_redirections():
     ]
 
 
+def test_examples_of_help_texts_are_commands(page):
+    help_text = "Usage: y7edge info\n\n  Example:\n    y7edge info a.onnx"
+    (found,) = blocks.commands(page(f"```text\n{help_text}\n```\n"))
+    assert (found.line, found.text, found.elsewhere) == (5, "y7edge info a.onnx", EXAMPLES_TEST)
+
+
 @pytest.mark.parametrize("text", ["```sh\ny7edge info\n", "```sh\necho 'a\n```\n"])
 def test_what_does_not_end_is_an_error(page, text):
     with pytest.raises(ValueError, match=r"docs/page.md:[12]: the \w+ has no end"):
@@ -114,6 +121,8 @@ def test_a_page_runs_as_one_script(page, tmp_path):
     [
         ("```sh\ntrue\nfalse   # why\necho never\n```\n", ["docs/page.md:3: false", "1"]),
         ("```sh\nfalse | cat\n```\n", ["docs/page.md:2: false | cat"]),
+        ("```sh\nfalse && true\necho never\n```\n", ["docs/page.md:2: false && true", "1"]),
+        ("```sh\nexit\necho never\n```\n", ["docs/page.md:2: exit"]),
         ("```sh\ntrue   # exits with 4\n```\n", ["docs/page.md:2: true"]),
         (
             "```console\n$ echo error: b; false\nerror: a\n```\n",

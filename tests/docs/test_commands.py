@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.docs.blocks import ROOT, Command
 CHECKPOINT = ROOT / "tests" / "reference" / "demo.safetensors"
 SIDE = 160  # pixels of the checkpoint's images
 LIMIT_S = 2400  # on a busy machine
+END = "999999"  # noted after the last command
 PAGES = [page for page in blocks.pages() if any(one.is_run for one in blocks.commands(page))]
 
 
@@ -98,6 +100,7 @@ def prepared(tmp_path_factory):
     """A folder with the files that the pages name."""
     import cv2
 
+    from tests.runtimes.test_foreign import foreign
     from y7edge.data.synthetic import scenes
     from y7edge.data.synthetic.conveyor import Conveyor
     from y7edge.export import export
@@ -120,6 +123,8 @@ def prepared(tmp_path_factory):
     shutil.copy(folder / "mine.onnx", folder / "runs" / "demo" / "parts.onnx")
     export(checkpoint, folder / "mine.xml", target="openvino")
     export(checkpoint, folder / "int8.onnx", precision="int8", data=folder / "data.yaml")
+    foreign("rows", folder / "other.onnx", batch=1, size=(SIDE, SIDE))
+    (folder / "labels.txt").write_text("\n".join(scenes.NAMES) + "\n", encoding="utf-8")
     belt = Conveyor()
     for name in ("image.jpg", "tray.jpg"):
         cv2.imwrite(str(folder / name), belt.view(0).image)
@@ -170,7 +175,8 @@ def script(listed: list[Command], work: Path, requests: int, answers: int) -> st
             lines.append(f'printf {request} "$PWD" >&{requests}; read -r code <&{answers}')
             lines.append('[ "$code" = 0 ]')
         elif command.exit_code == 0:
-            lines.append(text)
+            # bash -e does not end where `a` of `a && b` fails.
+            lines += [text, '[ "$?" = 0 ]']
         else:
             lines += ["set +e", f"( {text}\n) > {work}/printed 2>&1"]
             lines += ["code=$?", "set -e", f"cat {work}/printed"]
@@ -178,11 +184,17 @@ def script(listed: list[Command], work: Path, requests: int, answers: int) -> st
             lines.append(f'[ "$code" {wanted} ]')
             if command.error:
                 lines.append(f"grep -qxF -- {shlex.quote(command.error)} {work}/printed")
-    return "\n".join(lines) + "\n"
+    # A page with `exit` or `exec` would end early.
+    return "\n".join([*lines, f"echo {END} >> {work}/started"]) + "\n"
 
 
 def run_page(page: str, folder: Path, work: Path) -> None:
-    """Run all commands of a page; fail with the command that failed and what was printed."""
+    """Run the commands of a page that no mark excludes."""
+    run_commands([command for command in blocks.commands(page) if command.is_run], folder, work)
+
+
+def run_commands(listed: list[Command], folder: Path, work: Path) -> None:
+    """Run commands; fail with the command that failed and what was printed."""
     (work / "bin").mkdir(parents=True)
     for name, text in PROGRAMS.items():
         program = work / "bin" / name
@@ -191,7 +203,6 @@ def run_page(page: str, folder: Path, work: Path) -> None:
     (work / "home").mkdir()
     changed = {"PATH": f"{work / 'bin'}:{os.environ['PATH']}", "HOME": str(work / "home")}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **changed}
-    listed = [command for command in blocks.commands(page) if command.is_run]
     (asked, ask), (answered, answer) = os.pipe(), os.pipe()
     log = work / "log"
     with log.open("w", encoding="utf-8") as output:
@@ -228,8 +239,9 @@ def run_page(page: str, folder: Path, work: Path) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait(60)
-    if code != 0:
-        failed = listed[int((work / "started").read_text().splitlines()[-1].split()[0])]
+    last = (work / "started").read_text().splitlines()[-1].split()[0]
+    if code != 0 or last != END:
+        failed = listed[min(int(last), len(listed) - 1)]
         printed = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
         pytest.fail(f"{failed.where}: {failed.text}\n{code}\n{printed}", pytrace=False)
 
@@ -241,3 +253,21 @@ def test_page(page, prepared, tmp_path):
     shutil.copytree(prepared, folder)
     (folder / "examples").symlink_to(ROOT / "examples")
     run_page(page, folder, tmp_path / "work")
+
+
+@pytest.mark.slow
+def test_examples_of_help_texts(prepared, tmp_path):
+    """All in one folder; `diff` compares the files that `export` and `build` wrote."""
+    folder = tmp_path / "folder"
+    shutil.copytree(prepared, folder)
+    examples = [one for one in blocks.commands("docs/cli.md") if one.is_help]
+    listed = [one for one in examples if not one.text.startswith(("y7edge soup", "y7edge diff"))]
+    listed += [one for one in examples if one.text.startswith("y7edge diff")]
+    assert len(listed) == 17
+    trained = next(i for i, one in enumerate(listed) if one.text.startswith("y7edge train")) + 1
+    # The chip refuses the variant without the rewrites that the audit names.
+    listed = [replace(one, exit_code=4 if "audit" in one.text else 0) for one in listed]
+    # Scores of a model after one epoch are too equal for a proof.
+    copy = Command("docs/cli.md", 0, "sh", "cp best.safetensors runs/train/best.safetensors")
+    listed.insert(trained, copy)
+    run_commands(listed, folder, tmp_path / "work")

@@ -45,6 +45,33 @@ def test_marks_are_well_formed(page):
     assert [line for line in marks if not blocks.NOT_RUN.search(line)] == []
 
 
+COMMAND = r"\$ |y7edge [a-z]+\b|(?:pip3?|python3?|make|docker|sudo|ros2|git|pytest) [\w.-]"
+TYPED = re.compile(rf"\s*(?:{COMMAND})")
+HIDDEN = re.compile(rf"\s*(?:~~~|> *```|<pre|\t *```)|(?: {{4}}|\t)\s*(?:{COMMAND})")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_is_hidden(page):
+    """Commands in other blocks than those with a language of commands would escape the tests."""
+    assert [line for line in prose(page).splitlines() if HIDDEN.match(line)] == []
+    examples = {command.text for command in commands(page) if command.is_help}
+    for block in blocks.blocks(page):
+        if block.language not in ("sh", "console", "python"):
+            typed = [
+                line.strip()
+                for line in block.text.splitlines()
+                if re.match(rf"\s*(?:{COMMAND})", line)
+            ]
+            assert set(typed) <= examples, f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize(
+    "line", ["~~~sh", "> ```sh", "    $ ls", "    y7edge info a.onnx", "\tmake x"]
+)
+def test_hidden_commands_are_found(line):
+    assert HIDDEN.match(line)
+
+
 @cache
 def command_line():
     return typer.main.get_command(app)
@@ -121,7 +148,7 @@ def test_tests_that_run_commands_elsewhere_are_there():
         path, _, name = test.partition("::")
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
     used = {command.elsewhere for page in PAGES for command in commands(page)} - {""}
-    assert used == set(blocks.ELSEWHERE.values())
+    assert used == {*blocks.ELSEWHERE.values(), blocks.EXAMPLES_TEST}
 
 
 @cache

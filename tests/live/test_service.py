@@ -52,6 +52,8 @@ def manager(request, tmp_path):
 def test_states_for_systemd(manager):
     notifier = Notifier(manager.environment)
     assert (notifier.is_used, notifier.watchdog) == (True, 6.0)
+    notifier.reloading()  # before the start has ended, these would end it
+    notifier.reloaded()
     notifier.ready()
     notifier.ready()
     notifier.alive()
@@ -128,8 +130,8 @@ def test_reloads_and_their_outcomes(caplog):
             _wait(lambda number=number: calls.count("after") == number)
             assert (reloader.outcome.state, reloader.outcome.message) == ("failed", message)
     assert [record.getMessage() for record in caplog.records] == [
-        "the model was not replaced, and the old one goes on: damaged",
-        "the model was not replaced, and the old one goes on: OSError('no')",
+        "the model was not replaced, and the old one stays in use: damaged",
+        "the model was not replaced, and the old one stays in use: OSError('no')",
     ]
     reloader.stop()
 
@@ -201,6 +203,7 @@ def test_details_need_the_token(ask):
     get = ask(report, TOKEN)
     assert get() == (200, {"status": "ok"})
     assert get(Authorization=f"Bearer {TOKEN}") == (200, report)
+    assert get(Authorization=f"bearer {TOKEN}") == (200, report)
     for wrong in (f"Bearer {TOKEN}x", TOKEN, "Bearer ", f"Basic {TOKEN}"):
         assert get(Authorization=wrong) == (200, {"status": "ok"})
 

@@ -189,14 +189,17 @@ class Ros2Detector:
 
         Args:
             options: conf, iou, max_det, classes and agnostic, as for ``Detector``; those that are
-                not given get the default of the artifact.
+                not given get the default of the artifact. Tiles stay as they are.
 
         Raises:
             ConfigError: a value is out of range, or the model has no such class; nothing changes.
             DetectorClosed: ``close`` was called.
         """
         detector = self._detector
-        changed = Detector.from_session(detector.session, detector.manifest, **options)
+        tile, overlap = detector.tiling.tile, detector.tiling.overlap
+        changed = Detector.from_session(
+            detector.session, detector.manifest, tile=tile, overlap=overlap, **options
+        )
         # The background thread is the only one that runs a detector, so that two detectors of one
         # session never run at the same time.
         self._detector, self._info = changed, changed.info

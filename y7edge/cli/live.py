@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import show
+from y7edge.cli.console import note, show
 from y7edge.cli.logs import REMARKS, Level, logging_to
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
@@ -150,7 +150,7 @@ _Health = Annotated[
     typer.Option(
         "--health",
         metavar="[HOST:]PORT",
-        help="Answer GET /health with 200, or with 503 if detection does not go on; the host is "
+        help="Answer GET /health with 200, or with 503 if detection has stopped; the host is "
         "127.0.0.1 by default.",
         rich_help_panel=_SERVICE,
     ),
@@ -229,6 +229,8 @@ def live(
     """
     if web is health is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
         raise UsageError("--token is for the page and for the health: add --web or --health")
+    if token == "auto" and web is None and health is not None:
+        raise UsageError("--token auto is printed with the address of the page: choose a token")
     from y7edge.live.access import new_token
     from y7edge.live.feed import Limits
     from y7edge.live.loop import opening_conf
@@ -334,11 +336,13 @@ class _Program:
         _watch(loop, view, self.outputs, duration, started, operation)
 
     def reload(self) -> None:
-        """Load the model again from its path; the links in it may name another file now."""
+        """Load the model again from its path; the links in it may name another folder now."""
         from y7edge.live.loop import Threshold
 
         path = Path(self._model)
-        self._detector.swap(path.resolve() if path.exists() else path, check=self._check)
+        if path.exists():  # all its files are then of one folder; a link to a file keeps its suffix
+            path = path.parent.resolve() / path.name
+        self._detector.swap(path, check=self._check)
         self.loop.threshold.adopt(Threshold.of(self._detector.manifest, self._conf))
         if self._server is not None:
             self._server.show_model(self._about())
@@ -386,14 +390,14 @@ def _watch(
     try:
         loop.start()
         if started:
-            _log.info(started)
+            note(started)  # not to the log, because the address may contain the token
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
             if not view.update() or time.monotonic() >= end:
                 break
             operation.tick()
             for problem in set(outputs.problems()) - known:
                 known.add(problem)
-                _log.warning("%s; the detection goes on", problem)
+                _log.warning("%s; detection continues", problem)
     finally:
         view.close()  # first: a second Ctrl-C must not leave a terminal without a cursor
         has_ended = loop.stop()

@@ -108,13 +108,14 @@ class Detector:
         options = SessionOptions(device, threads, provider_options or {})
         choices = Choices(backend, options, imgsz, names, conf, iou, max_det, classes, agnostic)
         self._set_up(choices, lambda: choices.open(source), tile, overlap, queue)
-        warn_if_unverified(
-            source, self.manifest, stacklevel=3
-        )  # the caller: `checked` adds a frame
+        # The caller: `checked` adds a frame.
+        warn_if_unverified(source, self.manifest, stacklevel=3)
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
         """Create a detector for an open session; its ``close`` closes the session too.
+
+        ``swap`` opens other models with the default backend and device.
 
         ``options``: conf, iou, max_det, classes, agnostic, tile, overlap and queue as for
         ``Detector``, and ``clock``, a function that returns nanoseconds, for ``timing``.
@@ -133,7 +134,7 @@ class Detector:
         overlap: float = 0.2,
         queue: int = 4,
     ) -> None:
-        self._tiling = Tiling(tile, overlap)
+        self.tiling = Tiling(tile, overlap)
         if not 1 <= queue <= MAX_QUEUE:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
         self._queue_size = queue
@@ -378,6 +379,7 @@ class Detector:
             unused = new = self._choices.open_proved(source, self.manifest)
             if check is not None:
                 check(new.manifest)
+            warn_if_unverified(source, new.manifest, stacklevel=3)  # may raise, as a filter says
             with self._lock:
                 self._opened()
                 unused, self._model = self._model, new
@@ -388,7 +390,6 @@ class Detector:
         _log.info(
             "%s replaces %s (%s), from %s", new, unused.manifest.model, unused.model_id, source
         )
-        warn_if_unverified(source, new.manifest, stacklevel=3)
 
     def close(self) -> None:
         """Close the session; can be called twice. Do nothing in a forked child.
@@ -481,7 +482,7 @@ class Detector:
         found: list[Found] | None = None
         while found is None:
             model = self._opened()
-            prepared = model.prepare(images, roi, self._tiling)
+            prepared = model.prepare(images, roi, self.tiling)
             with self._lock:
                 if self._opened() is not model:  # it was exchanged: prepare the images for the new
                     continue

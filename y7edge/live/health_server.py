@@ -1,8 +1,8 @@
-"""``GET /health``: whether detection goes on, for systemd, Docker, Kubernetes and monitors.
+"""``GET /health``: whether detection continues, for systemd, Docker, Kubernetes and monitors.
 
 The status code is 200 if all is well, else 503. The body is JSON. Details such as names of cameras
 need the token, if there is one; without a token, they are given on the loopback interface only. To
-all others the body is ``{"status": ...}``, which tells no more than the status code.
+all others the body is ``{"status": ...}``, which says no more than the status code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from aiohttp import web
 
 from y7edge.live.access import Guard
 from y7edge.live.serving import Handler, HttpServer
-
-_BEARER = "Bearer "
 
 
 class HealthServer(HttpServer):
@@ -56,5 +54,5 @@ class HealthServer(HttpServer):
     def _may_see_details(self, request: web.Request) -> bool:
         if self._guard.token is None:
             return self._guard.is_loopback
-        given = request.headers.get("Authorization", "")
-        return given.startswith(_BEARER) and self._guard.allows_token(given[len(_BEARER) :])
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self._guard.allows_token(given)

@@ -57,13 +57,16 @@ class Notifier:
         self._send(f"STATUS={one_line(text, _LONGEST_STATUS)}")
 
     def reloading(self) -> None:
-        """Say that the model is being loaded again."""
+        """Say that the model is being loaded again; before ``ready``, do nothing."""
+        if not self._ready:
+            return
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={usec}")
 
     def reloaded(self) -> None:
-        """Say that this has ended, with or without success."""
-        self._send("READY=1")
+        """Say that this has ended, with or without success; before ``ready``, do nothing."""
+        if self._ready:
+            self._send("READY=1")
 
     def stopping(self) -> None:
         """Say that the program ends."""
@@ -77,10 +80,11 @@ class Notifier:
 
     def _send(self, state: str) -> bool:
         """Send a state; a manager that is gone or busy does not stop the detection."""
-        if self._socket is None:
+        manager = self._socket  # another thread may call `close`
+        if manager is None:
             return True
         try:
-            self._socket.sendto(state.encode(), self._address)
+            manager.sendto(state.encode(), self._address)
         except OSError:
             return False
         return True

@@ -172,17 +172,28 @@ class Connection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse the connection if there are too many."""
+        """If there are too many, close the oldest without a viewer: a real request is short."""
         super().connection_made(transport)
+        self.leave()
         if len(self._all.connections) > _MAX_CONNECTIONS:
-            self.force_close()
-        else:
-            self.leave()
+            others = (one for one in self._all.connections if isinstance(one, Connection))
+            next((one for one in others if one.waits), self).abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the timer."""
         self.stay()
         super().connection_lost(exc)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the connection will be closed soon, because it has no viewer."""
+        return self._deadline is not None
+
+    def abort(self) -> None:
+        """Close the connection at once; data that the other side has not read is discarded."""
+        self.stay()
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
 
     def stay(self) -> None:
         """Keep the connection open: it has a viewer."""
@@ -192,10 +203,7 @@ class Connection(web.RequestHandler):
 
     def leave(self) -> None:
         """Close the connection soon. Data that the other side does not read is discarded then."""
-        transport = self.transport
-        if isinstance(transport, asyncio.Transport):
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(_REQUEST_SECONDS, transport.abort)
+        self._deadline = asyncio.get_running_loop().call_later(_REQUEST_SECONDS, self.abort)
 
     def handle_error(
         self,

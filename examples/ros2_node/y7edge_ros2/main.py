@@ -1,5 +1,7 @@
 """Run the node until SIGINT or SIGTERM, and close it in order."""
 
+import sys
+
 import rclpy
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException
@@ -11,7 +13,11 @@ from y7edge_ros2.node import DetectorNode
 
 def main() -> int:
     """Return the exit code: 1 if the node could not be started."""
-    rclpy.init()
+    try:
+        rclpy.init()
+    except RuntimeError as error:  # such as a file of parameters that does not exist
+        print(f"y7edge: {error}", file=sys.stderr)
+        return 1
     node = None
     try:
         node = DetectorNode()
@@ -22,6 +28,10 @@ def main() -> int:
     except (Y7EdgeError, ParameterException, NameValidationException) as error:
         get_logger("y7edge").fatal(str(error))
         return 1
+    except RuntimeError:  # of rclpy, if SIGTERM came while the model was opened
+        if rclpy.ok():
+            raise
+        return 0
     finally:
         if node is not None:
             node.detector.close()  # first: its thread publishes
