@@ -164,6 +164,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _is_interrupt(error):
+            note("interrupted")
+            return INTERRUPTED
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
         message, code = _explain(hidden_behind(error) or error, (arguments or [""])[0])
@@ -174,6 +177,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     if result == INTERRUPTED:  # also returned by newer versions of typer
         note("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether a signal caused an error: an engine that is imported raises ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _explain(error: Any, command: str) -> tuple[str, int]:
