@@ -10,6 +10,7 @@ misses its limit. Takes about eight minutes on two cores, mostly for training.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -133,8 +134,10 @@ class Evaluation:
     refusal: str
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
     """Run the demo; return the exit code."""
+    about = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(argv)
     try:
         run(FOLDER)
     except Y7EdgeError as error:
@@ -377,4 +380,4 @@ def finish(findings: Findings, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,17 +5,17 @@ python examples/scale/ray_batch.py mine.onnx images/ found/ --workers 4   # Parq
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import: Ray sends no statistics
 import pyarrow
 import ray
 
-from y7edge import Detector
+from y7edge import DataError, Detector
 from y7edge.adapters import rows
 from y7edge.data.images import read_image
 from y7edge.data.sample import IMAGE_SUFFIXES
-from y7edge.errors import DataError
 
 
 class Detect:
@@ -45,15 +45,16 @@ parser.add_argument("out", help="a new folder, or s3://...")
 parser.add_argument("--workers", type=int, default=2, help="number of actors, with a CPU each")
 parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor")
 args = parser.parse_args()
-
+if not args.model.exists():
+    parser.error(f"there is no file {args.model}")
 ray.init(include_dashboard=False)
-model = str(args.model.absolute()), "auto" if args.gpus else "cpu"
-pool = ray.data.ActorPoolStrategy(size=args.workers)
-actors = {"compute": pool, "num_cpus": 1, "num_gpus": args.gpus, "fn_constructor_args": model}
-kinds = [suffix[1:] for suffix in IMAGE_SUFFIXES]
+model, n = (str(args.model.absolute()), "auto" if args.gpus else "cpu"), args.workers
+actors = {"compute": ray.data.ActorPoolStrategy(size=n), "num_cpus": 1, "num_gpus": args.gpus}
 # Reading and writing reserve no CPU, so that the actors may have all of them.
-files = ray.data.read_binary_files(
-    args.images, include_paths=True, file_extensions=kinds, num_cpus=0, concurrency=args.workers
-)
-free = {"ray_remote_args": {"num_cpus": 0}, "concurrency": args.workers}
-files.map_batches(Detect, batch_size=16, **actors).write_parquet(args.out, mode="error", **free)
+read = {"file_extensions": [s[1:] for s in IMAGE_SUFFIXES], "num_cpus": 0, "concurrency": n}
+try:
+    files = ray.data.read_binary_files(args.images, include_paths=True, **read)
+    found = files.map_batches(Detect, batch_size=16, fn_constructor_args=model, **actors)
+    found.write_parquet(args.out, mode="error", concurrency=n, ray_remote_args={"num_cpus": 0})
+except (OSError, ValueError) as error:  # such as a folder that does not exist
+    sys.exit(f"error: {error}")

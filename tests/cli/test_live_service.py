@@ -142,14 +142,15 @@ def test_reloads(model, artifact_path, other, tmp_path):
         assert failed["model"]["digest"] == second["model"]["digest"]
         count = failed["sources"][0]["results"]
         program.until(lambda code, now: code == 200 and now["sources"][0]["results"] > count + 5)
-        # A link that names another file now.
-        (tmp_path / "link").symlink_to(artifact_path)
+        # A link to a file, as in a cache whose files are named by their digests.
+        (tmp_path / "5e884898da").write_bytes(artifact_path.read_bytes())
+        (tmp_path / "link").symlink_to("5e884898da")
         (tmp_path / "link").replace(model)
         third = program.reload("done", failed)
         assert third["model"]["digest"] == first["model"]["digest"]
         program.process.terminate()
         assert program.process.wait(WAIT) == 130
-    assert "the model was not replaced, and the old one goes on" in log.read_text()
+    assert "the model was not replaced, and the old one stays in use" in log.read_text()
     _replace(model, artifact_path.read_bytes())
     with _live(model, PATTERN + "&fps=20", "--save-hard", str(records)) as program:
         first = program.until(lambda code, _: code == 200)

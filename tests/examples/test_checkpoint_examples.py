@@ -83,6 +83,13 @@ def test_mistakes_are_one_line(run, words, message):
 
 
 @pytest.mark.slow
+def test_the_demo_explains_itself(run, tmp_path):
+    code, lines, _ = run("demo/demo.py", "--help")
+    assert code == 0 and lines[0] == "usage: demo.py [-h]"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_all_artifacts(run, tmp_path):
     code, lines, err = run("export_all.py", DEMO, "--threads", 1, "--only", "onnx", "openvino")
     assert code == 0, err

@@ -67,3 +67,16 @@ def test_the_rows_are_those_of_predict(tmp_path, parts_model):
         f"{len(files)} files, {len(found)} rows, lost {lost}, twice {twice}, failed {len(failed)}"
     )
     assert len(failed) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "images", "words"),
+    [("missing.onnx", ".", "there is no file missing.onnx"), ("", "missing", "error: missing")],
+)
+def test_mistakes_are_one_line(run, parts_model, model, images, words):
+    pytest.importorskip("ray.data", reason="the packages ray and pyarrow are not installed")
+    code, lines, err = run("scale/ray_batch.py", model or parts_model, images, "found")
+    assert code != 0 and lines == []
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -215,7 +215,7 @@ def test_jetson_csi_stops_by_sigterm(start, parts_model):
     (child,) = _children(process.pid)
     process.terminate()
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (143, "")
+    assert (process.returncode, err) == (130, "")
     end = time.monotonic() + 15  # the camera's process ends too
     while (running := Path(f"/proc/{child}").exists()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -397,3 +397,19 @@ def test_robot_stops_when_the_camera_fails(run, parts_model):
     assert code == 1
     assert lines[-1].startswith("stop after ")
     assert err.splitlines()[-1].startswith("error: test://pattern")
+
+
+def test_control_loop_says_why_it_stops(run, start, parts_model):
+    source = "test://scenes?speed=0&fault=stall&after=30"
+    process = start("async_robot.py", "--model", parts_model, "--source", source, "--stale", 0.5)
+    lines = []
+    while sum("stop: no recent result" in line for line in lines) < 2:  # at first, and stalled
+        lines.append(process.stdout.readline())
+    assert any("move" in line for line in lines)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert out.splitlines()[-1].startswith("stop after ")
+    nothing = ("--source", "test://pattern", "--seconds", 1.5)
+    _, lines, _ = run("async_robot.py", "--model", parts_model, *nothing, "--stale", 9)
+    assert lines[-2].endswith("stop: no object")

@@ -133,6 +133,41 @@ def test_the_launch_file(monkeypatch):
     assert set(values) <= set(declared())
 
 
+def main_with(monkeypatch, **members):
+    """Return the node's ``main``, with a stand-in for rclpy."""
+    errors = "NameValidationException", "ParameterException", "ExternalShutdownException"
+    parts = {
+        "rclpy": {"try_shutdown": lambda: None, **members},
+        "rclpy.exceptions": {name: type(name, (Exception,), {}) for name in errors[:2]},
+        "rclpy.executors": {errors[2]: type(errors[2], (Exception,), {})},
+        "rclpy.logging": {"get_logger": None},
+        "y7edge_ros2.node": {"DetectorNode": members.get("start")},
+        "y7edge_ros2": {},
+    }
+    for name, content in parts.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    found = {"__name__": "main"}
+    exec((PACKAGE / "y7edge_ros2" / "main.py").read_text(), found)
+    return found["main"]
+
+
+def fail():
+    raise RuntimeError("rcl: invalid")
+
+
+def test_a_signal_while_the_model_is_opened(monkeypatch):
+    assert main_with(monkeypatch, init=lambda: None, start=fail, ok=lambda: False)() == 0
+    with pytest.raises(RuntimeError):
+        main_with(monkeypatch, init=lambda: None, start=fail, ok=lambda: True)()
+
+
+def test_wrong_arguments_of_ros(monkeypatch, capsys):
+    assert main_with(monkeypatch, init=fail)() == 1
+    assert capsys.readouterr().err == "y7edge: rcl: invalid\n"
+
+
 # --- the node, over loopback ---
 
 

@@ -130,8 +130,8 @@ def test_reloads_and_their_outcomes(caplog):
             _wait(lambda number=number: calls.count("after") == number)
             assert (reloader.outcome.state, reloader.outcome.message) == ("failed", message)
     assert [record.getMessage() for record in caplog.records] == [
-        "the model was not replaced, and the old one goes on: damaged",
-        "the model was not replaced, and the old one goes on: OSError('no')",
+        "the model was not replaced, and the old one stays in use: damaged",
+        "the model was not replaced, and the old one stays in use: OSError('no')",
     ]
     reloader.stop()
 

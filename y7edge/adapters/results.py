@@ -316,7 +316,7 @@ class Results(AbstractContextManager["Results"]):
         """Write the results of files.
 
         After an interruption and an error of the engine, the files that are complete are written
-        first.
+        first, unless a frame of the next file is in the part already.
 
         Args:
             files: those of ``pending``, opened; see ``read_ahead``.

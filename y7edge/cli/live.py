@@ -150,7 +150,7 @@ _Health = Annotated[
     typer.Option(
         "--health",
         metavar="[HOST:]PORT",
-        help="Answer GET /health with 200, or with 503 if detection does not go on; the host is "
+        help="Answer GET /health with 200, or with 503 if detection has stopped; the host is "
         "127.0.0.1 by default.",
         rich_help_panel=_SERVICE,
     ),
@@ -336,11 +336,13 @@ class _Program:
         _watch(loop, view, self.outputs, duration, started, operation)
 
     def reload(self) -> None:
-        """Load the model again from its path; the links in it may name another file now."""
+        """Load the model again from its path; the links in it may name another folder now."""
         from y7edge.live.loop import Threshold
 
         path = Path(self._model)
-        self._detector.swap(path.resolve() if path.exists() else path, check=self._check)
+        if path.exists():  # all its files are then of one folder; a link to a file keeps its suffix
+            path = path.parent.resolve() / path.name
+        self._detector.swap(path, check=self._check)
         self.loop.threshold.adopt(Threshold.of(self._detector.manifest, self._conf))
         if self._server is not None:
             self._server.show_model(self._about())
@@ -395,7 +397,7 @@ def _watch(
             operation.tick()
             for problem in set(outputs.problems()) - known:
                 known.add(problem)
-                _log.warning("%s; the detection goes on", problem)
+                _log.warning("%s; detection continues", problem)
     finally:
         view.close()  # first: a second Ctrl-C must not leave a terminal without a cursor
         has_ended = loop.stop()

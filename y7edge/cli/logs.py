@@ -49,7 +49,7 @@ class _File(logging.handlers.RotatingFileHandler):
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
         self.setLevel(level)
-        self._told = False
+        self._reported = False
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -58,9 +58,9 @@ class _File(logging.handlers.RotatingFileHandler):
         return f"{start} {one_line(record.getMessage())}"
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of the base class
-        """Say once that the log cannot be written: the program goes on without it."""
-        if not self._told:
-            self._told = True
+        """Say once that the log cannot be written: the program continues without it."""
+        if not self._reported:
+            self._reported = True
             note(f"warning: the log {self.baseFilename} cannot be written", logging.WARNING)
 
 
@@ -86,7 +86,7 @@ class _Sparing(logging.Handler):
             self._pass_on(record)
 
     def report(self) -> None:
-        """Say how many records were left out, and begin to count again."""
+        """Say how many records were left out, and start to count again."""
         if self._left_out:
             text = f"{self._left_out} more messages of the same kinds were not logged"
             found = (REMARKS, logging.WARNING, __file__, 0, text, None, None)

@@ -60,7 +60,7 @@ class Service:
         reload: Callable[[], object],
         more: Callable[[], Mapping[str, Any]],
     ) -> Operation:
-        """Begin to answer and to reload; the server stops with the stack."""
+        """Start to answer and to reload; the server stops with the stack."""
         from y7edge.live.operation import Operation
 
         operation = Operation(stream, self.silence, self.reloader, self.notifier, more)

@@ -1,4 +1,4 @@
-"""Whether detection in a stream goes on, for a program that runs for months."""
+"""The health of a stream, for a program that runs for months."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SourceHealth:
 
     @classmethod
     def of(cls, name: str, status: Status, pace: Pace, ages: Ages, silence: float) -> SourceHealth:
-        """Judge a source: it has ended, or its newest result is at most ``silence`` seconds old."""
+        """Return the health of a source, whose newest result may be ``silence`` seconds old."""
         seconds = pace.seconds()
         why = f": {status.problem}" if status.problem and status.state != "running" else ""
         fault = None
@@ -76,7 +76,7 @@ class SourceHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether detection goes on, and what is known of the model and of each source.
+    """Whether detection continues, and what is known of the model and of each source.
 
     Attributes:
         status: "ok"; "starting": the stream is younger than ``silence``, and all that is wrong is
@@ -101,11 +101,11 @@ class Health:
         young: bool,
         error: str | None = None,
     ) -> Health:
-        """Judge a stream; ``young``: it has just been opened; ``error``: why it ended."""
-        ill = [one for one in sources if one.fault is not None]
-        faults = tuple(filter(None, [error, *(one.fault for one in ill)]))
-        ended = any(one.state in _ENDED for one in ill)
-        waits = young and not error and not ended and all(one.seconds is None for one in ill)
+        """Return a stream's health; ``young``: it has just been opened; ``error``: why it ended."""
+        unhealthy = [one for one in sources if one.fault is not None]
+        faults = tuple(filter(None, [error, *(one.fault for one in unhealthy)]))
+        ended = any(one.state in _ENDED for one in unhealthy)
+        waits = young and not error and not ended and all(one.seconds is None for one in unhealthy)
         status = "ok" if not faults else "starting" if waits else "failing"
         seconds = time.monotonic() - model.opened
         since = datetime.now(timezone.utc) - timedelta(seconds=seconds)  # by the clock of now
@@ -122,7 +122,7 @@ class Health:
 
     @property
     def ok(self) -> bool:
-        """Whether detection goes on in every source."""
+        """Whether detection continues in every source."""
         return self.status == "ok"
 
     def to_dict(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class Stream:
         return MappingProxyType(self._pace)
 
     def health(self, silence: float = SILENCE_S) -> Health:
-        """Judge whether detection goes on, for the health check of a program that runs for long.
+        """Return whether detection continues, for the health check of a program that runs for long.
 
         The stream is healthy if each source has ended as files do, or had a result within
         ``silence`` seconds. A program that does not ask for the next result is not healthy either.

@@ -1,8 +1,8 @@
-"""``GET /health``: whether detection goes on, for systemd, Docker, Kubernetes and monitors.
+"""``GET /health``: whether detection continues, for systemd, Docker, Kubernetes and monitors.
 
 The status code is 200 if all is well, else 503. The body is JSON. Details such as names of cameras
 need the token, if there is one; without a token, they are given on the loopback interface only. To
-all others the body is ``{"status": ...}``, which tells no more than the status code.
+all others the body is ``{"status": ...}``, which says no more than the status code.
 """
 
 from __future__ import annotations

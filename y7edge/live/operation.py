@@ -27,17 +27,17 @@ _log = logging.getLogger(__name__)
 class _Speed:
     """The results of a source, minute by minute."""
 
-    before: SourceHealth | None = None  # at the begin of the minute
+    before: SourceHealth | None = None  # at the start of the minute
     best: float = 0.0
     slow: bool = False
     drops: bool = False
 
-    def judge(self, source: SourceHealth, seconds: float) -> None:
+    def check(self, source: SourceHealth, seconds: float) -> None:
         """Warn once if there are much fewer results than before, or than frames."""
         before, self.before = self.before, source
         if before is None or not (before.state == source.state == "running"):
             return  # the sources' own warnings say why
-        self._judge_rate(source, (source.results - before.results) / seconds)
+        self._check_rate(source, (source.results - before.results) / seconds)
         frames, dropped = source.frames - before.frames, source.dropped - before.dropped
         if not self.drops and dropped > _DROPPED * frames:
             self.drops = True
@@ -48,7 +48,7 @@ class _Speed:
             )
         self.drops = self.drops and dropped > _FAST * frames
 
-    def _judge_rate(self, source: SourceHealth, rate: float) -> None:
+    def _check_rate(self, source: SourceHealth, rate: float) -> None:
         if not self.slow and rate < _SLOW * self.best:
             self.slow = True
             _log.warning(
@@ -113,7 +113,7 @@ class Operation:
         self._log_changes(health, now)
         if now - self._minute >= _MINUTE_S:
             for source in health.sources:
-                self._speeds[source.name].judge(source, now - self._minute)
+                self._speeds[source.name].check(source, now - self._minute)
             self._minute = now
 
     def _notify(self, health: Health, now: float) -> None:

@@ -78,8 +78,8 @@ class Reloader:
     def _reload(self, reload: Callable[[], object], count: int) -> Outcome:
         try:
             reload()
-        except Exception as error:  # the old model goes on, whatever is wrong with the new one
+        except Exception as error:  # the old model stays, whatever is wrong with the new one
             why = str(error) if isinstance(error, Y7EdgeError) else repr(error)
-            _log.error("the model was not replaced, and the old one goes on: %s", why)
+            _log.error("the model was not replaced, and the old one stays in use: %s", why)
             return Outcome("failed", why, time.monotonic(), count)
         return Outcome("done", None, time.monotonic(), count)

@@ -28,6 +28,10 @@ def main() -> int:
     except (Y7EdgeError, ParameterException, NameValidationException) as error:
         get_logger("y7edge").fatal(str(error))
         return 1
+    except RuntimeError:  # of rclpy, if SIGTERM came while the model was opened
+        if rclpy.ok():
+            raise
+        return 0
     finally:
         if node is not None:
             node.detector.close()  # first: its thread publishes
