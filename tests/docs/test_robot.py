@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from y7edge import Detections
 from y7edge.data.synthetic.conveyor import Conveyor
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +21,7 @@ ROBOT = (ROOT / "docs" / "robot.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = {"image", "webcam", "jetson_csi", "rtsp_counter", "pick_and_place", "async_robot"}
 
-FIRST, AGES, MEET, STOP, TRACK, CAMERAS = range(6)  # snippets of robot.md
+FIRST, AGES, MEET, STOP, NEAREST, TRACK, CAMERAS = range(7)  # snippets of robot.md
 
 
 def snippets(text):
@@ -92,4 +96,30 @@ def test_all_examples_are_listed():
 
 def test_a_limit_for_waiting(shown):
     names, lines = shown(snippets(ROBOT)[STOP])
-    assert names["frame"].sequence == 5 and lines == []
+    assert names["frame"].sequence == 5
+    assert lines == ["stop: an old result"] * 6  # a video has no ages
+
+
+def test_the_nearest_object_of_a_class(shown):
+    names, lines = shown(snippets(ROBOT)[NEAREST])
+    assert [line.split()[1] for line in lines] == ["nut"] * 6
+    found = Detections(
+        [[0, 0, 10, 10], [300, 200, 340, 280]], [0.9, 0.5], [0, 0], (640, 480), ("nut",)
+    )
+    assert names["nearest"](found, 320, 240)[0].center == (320, 240)
+    assert len(names["nearest"](found[:0], 320, 240)) == 0
+
+
+def test_the_unit_is_valid(tmp_path):
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "robot.service"
+    text = re.search(r"```ini\n(.+?)```", ROBOT, re.DOTALL)[1]
+    assert "KillMode=control-group" in text and "SuccessExitStatus=130" in text
+    for program in ("y7edge", "python"):  # the commands must exist
+        text = text.replace(f"/opt/robot/env/bin/{program} ", f"{sys.executable} ")
+    unit.write_text(text)
+    done = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
+    told = [line for line in done.stderr.splitlines() if "robot.service" in line]
+    assert (done.returncode, told) == (0, [])

@@ -354,6 +354,15 @@ def test_points_that_define_no_table_are_refused(inside, four):
     assert "error: " in err
 
 
+def test_images_of_another_size_have_no_places(inside, parts_model):
+    source = ("--model", parts_model, "--source", "test://scenes?width=320&height=240&frames=1")
+    code, out, err = inside("pick_and_place.py", *source)
+    assert (code, out) == (1, "")
+    assert err == "error: the images have 320x240 pixels, but --size is 640x480\n"
+    code, out, _ = inside("pick_and_place.py", *source, "--size", "320x240")
+    assert (code, out.count("x_mm") > 0) == (0, True)
+
+
 def test_control_loop_keeps_its_period(run, parts_model):
     started = time.monotonic()
     code, lines, err = run(
