@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from y7edge import Y7EdgeError
-from y7edge.export import Order, export_all
-from y7edge.export.proof.accuracy import Baseline
+from y7edge.export import ExportPlan, export_all
 from y7edge.models import weights
 
 ROW = "{:<10} {:<9} {:<11} {:>8} {:>8} {:>7}  {}"
@@ -31,11 +30,11 @@ def main() -> int:
 
     checkpoint = weights.load(args.checkpoint)
     made = export_all(
-        Order(
+        ExportPlan(
             checkpoint,
             args.out,
             args.checkpoint.stem,
-            data=Baseline(checkpoint, args.data) if args.data else None,
+            data=args.data,
             only=args.only,
             threads=args.threads,
         ),

@@ -18,7 +18,7 @@ from y7edge.errors import (
     ParityError,
 )
 from y7edge.export import everything
-from y7edge.export.everything import Made, Order, export_all, require_none_refused
+from y7edge.export.everything import ExportPlan, Made, export_all, require_none_refused
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets import triton
 from y7edge.export.targets.base import Unprovable
@@ -30,7 +30,7 @@ SIZE = (64, 96)
 
 
 def order(checkpoint, folder, **values):
-    return Order(checkpoint, folder, "m", SIZE, runs=1, **values)
+    return ExportPlan(checkpoint, folder, "m", SIZE, runs=1, **values)
 
 
 def test_each_precision_is_made_proved_and_measured(narrow_tiny, tmp_path):
