@@ -48,6 +48,8 @@ ELSEWHERE = {
     "test_a_recording_without_ros",
     "python examples/scale/ray_batch.py mine.onnx images/": "tests/examples/test_ray_batch.py::"
     "test_the_rows_are_those_of_predict",
+    "python examples/research/chip_table.py": "tests/examples/research/test_chip_table.py::"
+    "test_the_page_is_that_of_the_script",
     "python examples/voc_to_yolo.py": "tests/examples/test_voc_to_yolo.py::"
     "test_converted_data_set_is_equal",
     "pytest -s -m slow tests/cli/test_results.py": "tests/cli/test_results.py::"

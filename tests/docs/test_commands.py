@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,8 @@ def test_examples_of_help_texts(prepared, tmp_path):
     listed += [one for one in examples if one.text.startswith("y7edge diff")]
     assert len(listed) == 17
     trained = next(i for i, one in enumerate(listed) if one.text.startswith("y7edge train")) + 1
+    # The chip refuses the variant without the rewrites that the audit names.
+    listed = [replace(one, exit_code=4 if "audit" in one.text else 0) for one in listed]
     # Scores of a model after one epoch are too equal for a proof.
     copy = Command("docs/cli.md", 0, "sh", "cp best.safetensors runs/train/best.safetensors")
     listed.insert(trained, copy)

@@ -61,7 +61,7 @@ SECTIONS: dict[str, dict[Callable[..., None], str]] = {
         export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
         optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
         sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
-        calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out calibration",
+        calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out calib",
         audit: "y7edge audit yolov7-w6 --target kl720",
         verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
         diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
@@ -164,6 +164,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _is_interrupt(error):
+            note("interrupted")
+            return INTERRUPTED
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
         message, code = _explain(hidden_behind(error) or error, (arguments or [""])[0])
@@ -174,6 +177,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     if result == INTERRUPTED:  # also returned by newer versions of typer
         note("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether a signal caused an error: an engine that is imported raises ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _explain(error: Any, command: str) -> tuple[str, int]:

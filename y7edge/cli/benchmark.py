@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from y7edge.cli.console import show, table
-from y7edge.cli.models import open_detector
+from y7edge.cli.models import kind_of, open_detector
 from y7edge.cli.options import Backend, Device, Json, Names, Size, variants
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def benchmark(
     """
     from y7edge.benchmark.measure import compare, open_measured
 
+    for model in models:
+        kind_of(model)  # all must exist before the first one is opened, which may take long
     opener = partial(open_detector, imgsz=imgsz, names=names, backend=backend, device=device)
     with ExitStack() as stack:
         opened = []

@@ -13,7 +13,7 @@ from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.options import Json, out_file
 from y7edge.cli.progress import Progress
 from y7edge.errors import GateError
-from y7edge.text import printable
+from y7edge.text import counted, printable
 
 if TYPE_CHECKING:
     from y7edge.data.check.examine import Report
@@ -51,7 +51,7 @@ _Save = Annotated[
     typer.Option(
         "--save",
         metavar="PAGE.html",
-        help="Write an HTML page with images of the findings.",
+        help="Write an HTML page with images of each class and of the findings.",
         callback=out_file,
     ),
 ]
@@ -76,9 +76,9 @@ def check(
     """Check a data set, and write a corrected copy.
 
     Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
-    The exit code is 4 if there are errors; warnings and infos do not count. With --fix, a cleaned
-    copy is written, and the exit code depends on the errors in the copy. --val makes the split val
-    of the copy; nearly equal images stay in one split.
+    The exit code is 4 if there are errors; warnings and remarks (info) do not count. With --fix, a
+    cleaned copy is written, and the exit code depends on the errors in the copy. --val makes the
+    split val of the copy; nearly equal images stay in one split.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
@@ -111,7 +111,9 @@ def check(
             show(None, fixed.lines(), as_json=False)
     final = fixed.after if fixed else report
     errors = [finding.check for finding in final.findings if finding.severity == "error"]
-    reasons = [f"{len(errors)} errors ({', '.join(sorted(set(errors)))})"] if errors else []
+    reasons = (
+        [f"{counted(len(errors), 'error')} ({', '.join(sorted(set(errors)))})"] if errors else []
+    )
     reasons += fixed.losses if fixed else ()
     if reasons:
         raise GateError(f"{fix if fixed else data}: {'; '.join(reasons)}")
@@ -152,5 +154,5 @@ def _print(report: Report, *, whole: bool) -> None:
         console.print(table)
         if any(len(group) > 1 for group in report.by_check().values()) and not whole:
             console.print("first finding of each kind; --save report.html shows more, --json all")
-    counts = [f"{report.count(s)} {s}s" for s in _COLOURS]
+    counts = [counted(report.count(severity), severity) for severity in _COLOURS]
     console.print(", ".join(counts))

@@ -16,6 +16,7 @@ from y7edge.errors import ArtifactError, ConfigError
 from y7edge.files import write_text, writing
 
 if TYPE_CHECKING:
+    from y7edge.artifact.artifact import Artifact
     from y7edge.artifact.manifest import Manifest
     from y7edge.models import Spec
 
@@ -162,12 +163,20 @@ def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None)
     artifact = runtimes.load_any(path, names=names, imgsz=size)
     manifest, foreign = artifact.manifest, artifact.foreign
     record = {**_described(manifest), **_backend(path)}
+    record["files"] = _files(artifact, read=record["backend"] is not None)
     if foreign is None:
         return record
     if "suppression" in foreign.assumed:
         record |= {"strides": [], "thresholds": None}
     unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
     return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
+
+
+def _files(artifact: Artifact, *, read: bool) -> list[Path]:
+    """Return all files of an artifact. ``read``: whether a runtime reads it, and named them."""
+    from y7edge.artifact.artifact import sidecar
+
+    return [*artifact.files, *(() if read else (sidecar(artifact.path),))]
 
 
 def _described(manifest: Manifest) -> dict[str, Any]:
@@ -227,6 +236,8 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "engine": _entries(record.get("engine")),
         "quantization": _quantization(record.get("quantization")),
     }
+    if "files" in record:
+        flat["files"] = " ".join(file.name for file in record["files"])
     if assumed := flat.pop("assumed", None):
         flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
     hidden = ("tools", "source", "meta")

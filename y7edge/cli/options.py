@@ -211,7 +211,11 @@ Classes = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Images to compare on, instead of the data set's."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Images to compare on; default: those of --data, else of the training's data set, "
+        "else synthetic scenes.",
+    ),
 ]
 Model = Annotated[
     str,

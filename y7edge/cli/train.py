@@ -397,6 +397,7 @@ def _show(result: TrainResult, as_json: bool) -> None:
         "folder": result.folder,
         "best": result.best,
         "last": result.last,
+        "report": result.report,
         "epochs": result.epochs,
         "seconds_per_epoch": round(result.seconds_per_epoch, 3),
         "stopped_early": result.stopped_early,

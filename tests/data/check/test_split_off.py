@@ -104,3 +104,14 @@ def test_what_is_refused(yolo, tmp_path, capsys):
     assert main(["data", "check", str(yolo), "--fix", out, "--val", "0.2"]) == 1
     assert "at least 2 images in train to divide, found 1" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_voc_without_lists_has_one_error_and_none_with_val(voc, capsys):
+    for path in voc.glob("*.txt"):
+        if path.name != "classes.txt":
+            path.unlink()
+    found = [f.message for f in examine(voc).findings if f.check == "splits"]
+    assert len(found) == 1 and "expected a split val" in found[0]
+    assert main(["data", "check", str(voc)]) == 4
+    assert "1 error (splits)" in capsys.readouterr().err
+    assert not [f for f in examine(voc, val=0.3).findings if f.check == "splits"]

@@ -88,6 +88,8 @@ def examine(
     # Skip problems that other checks report: damaged images, data sets without any label file.
     known = {"missing_label": {p for p in facts if not any(e.labelled for e in scan.entries)}}
     known["header"] = damaged
+    # Pascal VOC without lists: all images are in train, and a check reports that val is missing.
+    known["splits"] = {p.file for p in scan.problems if p.check == "splits" and p.fix}
     problems = (p for p in scan.problems if p.file not in known.get(p.check, ()))
     found = [*_findings(problems), *(f for check in CHECKS for f in check.findings(scan))]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))

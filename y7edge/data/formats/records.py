@@ -85,7 +85,7 @@ KINDS: dict[str, Kind] = {
         "one name per class, missing names replaced by numbers"),
     "splits": Kind("error", "refused", "missing or unread splits"),
     "undescribed": Kind("error", "refused", "no data.yaml",
-        "one is written, with classes named by number"),
+        "a data.yaml is written, with classes named by number"),
     "header": Kind("error", "changed", "images without a readable header, size unknown",
         "the image is left out"),
     "pixel_count": Kind("error", "refused", "images with too many pixels to decode",

@@ -10,7 +10,8 @@ from pathlib import Path
 from y7edge.errors import CheckpointError, DataError
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.evaluation.plots import save
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, is_file
+from y7edge.train.output.folder import REPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ class TrainResult:
     epochs: int  # finished
     seconds_per_epoch: float  # mean, without validation
     stopped_early: bool  # by ``patience``, before the last epoch
+
+    @property
+    def report(self) -> Path | None:
+        """The page with curves and images; None if it was not written."""
+        page = self.folder / REPORT
+        return page if is_file(page) else None
 
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:

@@ -83,13 +83,18 @@ class Parts:
     def introduction(self) -> str:
         """Describe the run in one line."""
         config, schedule, world = self.config, self.steps.schedule, self.ranks.world
+        # A profile trains in a temporary folder, and ends after some iterations.
+        length = f"{config.epochs} epochs"
+        folder = f"; {self.folder}"
+        if config.profile:
+            length, folder = f"a profile of {config.profile} iterations", "; nothing is saved"
         return (
             f"{self.steps.model.spec.name}, {len(self.data.names)} classes, {self.start.origin}: "
             f"{len(self.train_set)} training images, {len(self.data.split(config.val_split))} "
-            f"validation images, {config.epochs} epochs at {config.imgsz} px, batch "
+            f"validation images, {length} at {config.imgsz} px, batch "
             f"{config.batch}, a step every {schedule.nominal} images, warm-up over "
             f"{schedule.warmup} iterations, on {f'{world} x ' if world > 1 else ''}"
-            f"{self.fabric.device}; {self.folder}"
+            f"{self.fabric.device}{folder}"
         )
 
     def letterboxed_images(self) -> Iterator[Tensor]:
