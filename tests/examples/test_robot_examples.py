@@ -410,10 +410,11 @@ def test_robot_stops_when_the_camera_fails(run, parts_model):
 
 def test_control_loop_says_why_it_stops(inside, start, parts_model):
     source = "test://scenes?speed=0&fault=stall&after=30"
-    process = start("async_robot.py", "--model", parts_model, "--source", source, "--stale", 0.5)
+    process = start("async_robot.py", "--model", parts_model, "--source", source, "--seconds", 60)
     lines = []
     while sum("stop: no recent result" in line for line in lines) < 2:  # at first, and stalled
         lines.append(process.stdout.readline())
+        assert not lines[-1].startswith("stop after"), lines
     assert any("move" in line for line in lines)
     process.terminate()
     out, err = process.communicate(timeout=30)
