@@ -27,7 +27,6 @@ else:
 PAGES = pages()
 SITE = [page for page in PAGES if page.startswith("docs/")]
 COMPLETION = ("--install-completion", "--show-completion")  # parsing them would install it
-# Pages of the repository that are not published.
 
 
 @pytest.mark.parametrize("page", PAGES)
