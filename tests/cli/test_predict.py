@@ -229,7 +229,7 @@ def test_progress_on_a_terminal_leaves_the_output_alone(tmp_path: Path) -> None:
     os.close(terminal)
     assert done.returncode == 1
     assert len(list(map(json.loads, done.stdout.decode().splitlines()))) == 3
-    assert "100%" in shown
+    assert "100%" in shown, shown
     assert "1a.png" in shown
 
 

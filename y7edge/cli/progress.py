@@ -9,6 +9,8 @@ from typing import Any
 
 from y7edge.text import printable
 
+_WIDTH = 28  # of the name, in characters
+
 
 class Progress(AbstractContextManager["Progress"]):
     """Show the progress of a long input, if standard error is a terminal.
@@ -38,8 +40,10 @@ class Progress(AbstractContextManager["Progress"]):
                 transient=True,
                 redirect_stdout=False,
             )
-            words = escape(printable(name))
-            self._task = self._bar.add_task(words, total=1.0, completed=done, rate="")
+            words = printable(name)
+            if len(words) > _WIDTH:  # else the other columns would be cut on a narrow terminal
+                words = f"…{words[1 - _WIDTH :]}"
+            self._task = self._bar.add_task(escape(words), total=1.0, completed=done, rate="")
             self._bar.start()
             self._began = time.monotonic()
 
