@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_examples_write_what_the_page_says(folder):
     assert len(EXAMPLES) == 7
     table = (folder / "parts.csv").read_text("utf-8").splitlines()

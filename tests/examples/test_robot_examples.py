@@ -208,6 +208,7 @@ def test_jetson_csi(run, parts_model):
         assert 1 <= int(found.group(5)) <= 8
 
 
+@pytest.mark.slow
 def test_jetson_csi_stops_by_sigterm(start, parts_model):
     process = start("jetson_csi.py", "--model", parts_model, "--source", "test://scenes")
     process.stdout.readline()
@@ -255,6 +256,7 @@ def test_counter_counts_exactly(run, parts_model, fps, frames, seed, line):
     assert len(set(ids)) == len(ids) == truth.sum()
 
 
+@pytest.mark.slow
 def test_counter_of_a_live_source(run, parts_model):
     pytest.importorskip("trackers")
     code, lines, err = run(
@@ -363,6 +365,7 @@ def test_images_of_another_size_have_no_places(inside, parts_model):
     assert (code, out.count("x_mm") > 0) == (0, True)
 
 
+@pytest.mark.slow
 def test_control_loop_keeps_its_period(run, parts_model):
     started = time.monotonic()
     code, lines, err = run(
