@@ -14,6 +14,8 @@ from y7edge.cli import main
 from y7edge.data import dataset
 from y7edge.data.synthetic import scenes
 
+pytestmark = pytest.mark.slow  # the page's own test runs its examples too
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 CHECKPOINT = ROOT / "tests" / "reference" / "demo.safetensors"

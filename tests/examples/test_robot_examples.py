@@ -390,6 +390,7 @@ def test_control_loop_keeps_its_period(run, parts_model):
     assert float(late) < 1000
 
 
+@pytest.mark.slow
 def test_robot_stops_when_results_are_old(run, parts_model):
     # A frame every second, and results count for 0.6 s: move, stop, move, stop.
     code, lines, err = run(

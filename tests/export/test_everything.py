@@ -137,6 +137,7 @@ def test_foreign_files_are_found_before_the_work(narrow_tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m-onnx-int8.onnx"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table(narrow_tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(targets, "names", lambda: ["mnn", "onnx"])
     if reason := unavailable(targets.get("mnn")):

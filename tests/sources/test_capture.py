@@ -258,6 +258,7 @@ def opens(count):
     return measured
 
 
+@pytest.mark.slow
 def test_descriptors_and_memory_are_flat_over_12_opens(camera):
     (early, early_kb), (late, late_kb) = opens(12)
     assert early == late and late_kb - early_kb < 16_000, (early_kb, late_kb)

@@ -108,6 +108,7 @@ def learnt(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", CASES)
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(learnt, model):
     one, two = ({k: v for k, v in learnt[n].items() if k.startswith(model)} for n in (1, 2))
     assert set(one) == set(two)
