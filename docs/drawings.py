@@ -1,4 +1,4 @@
-"""Draw the figures of docs/concepts.md.
+"""Draw the figures of docs/concepts.md and docs/index.md.
 
     python docs/drawings.py            # writes docs/images/*.svg
 
@@ -17,7 +17,8 @@ IMAGES = Path(__file__).with_name("images")
 A, B = "#cfe0f5", "#fbdcb8"  # the two groups of an E-ELAN
 A_DARK, B_DARK = "#3b6ea8", "#b86b16"
 PLAIN, GATHER = "#eceff2", "#dcebd5"
-INK, FAINT = "#24292f", "#6a737d"
+INK, FAINT = "#24292f", "#57606a"
+COMPUTER, ROBOT = "#eaf2fb", "#ecf5e8"
 
 Point = tuple[float, float]
 
@@ -65,6 +66,13 @@ class Drawing:
             f'fill="none" stroke="{INK}" rx="1"/>'
         )
         self.text(x, y + height / 2, words, size=size)
+
+    def zone(self, x: float, y: float, width: float, height: float, fill: str) -> None:
+        """Add a coloured area; (x, y) is its upper left corner."""
+        self._parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{fill}" '
+            'rx="8"/>'
+        )
 
     def line(self, *points: Point, ink: str = INK, tip: bool = True, dashed: bool = False) -> None:
         """Add a line through points, with an arrow at its end if ``tip``."""
@@ -225,7 +233,58 @@ def rows() -> str:
     return d.svg()
 
 
-DRAWINGS: dict[str, Callable[[], str]] = {"rows": rows, "eelan": eelan, "scaling": scaling}
+def flow() -> str:
+    """Draw the way from labelled images to detections: files, steps, and where they run.
+
+    It is narrow and has large letters, because phones scale it to the width of their screen.
+    """
+    d = Drawing(480, 870, "From labelled images to detections on a robot")
+    d.zone(8, 8, 464, 538, COMPUTER)
+    d.text(20, 27, "On your computer", size=15, anchor="start", bold=True)
+    d.zone(8, 624, 464, 238, ROBOT)
+    d.text(464, 643, "On the robot, without PyTorch", size=15, anchor="end", bold=True)
+    d.zone(26, 250, 438, 288, "#ffffff")
+    d.text(456, 268, "y7edge export", anchor="end", bold=True)
+    middle = 138.0
+    rows = (
+        # y of the box, words, is it a file?, notes beside it
+        (46, "images and labels", True, ("y7edge data check", "YOLO, COCO or Pascal VOC")),
+        (114, "training", False, ("y7edge train", "needs PyTorch")),
+        (182, "checkpoint", True, ("best.safetensors", "rows and weights")),
+        (280, "fold", False, ("only plain convolutions", "are left")),
+        (346, "graph", False, ("ONNX, written", "node by node")),
+        (412, "build", False, ("by the packages", "of the target")),
+        (478, "proof", False, ("the same outputs?", "needs PyTorch and the engine")),
+        (566, "artifact + manifest", True, ("mine.onnx", "one file, or a few: copy them")),
+        (664, "runtime session", False, ()),
+    )
+    for (y, words, is_file, notes), following in zip(rows, [*rows[1:], None], strict=True):
+        d.box(middle, y, 200, words, height=42, fills=(B if is_file else PLAIN,), size=16)
+        for words, below in zip(notes, (11, 30), strict=bool(notes)):
+            d.text(
+                252, y + below, words, size=14, anchor="start", ink=INK if below == 11 else FAINT
+            )
+        if following:
+            d.line((middle, y + 42), (middle, following[0]))
+    # The proof compares with the checkpoint as it was trained.
+    d.line((38, 203), (18, 203), (18, 499), (38, 499), dashed=True)
+    d.text(146, 556, "if so", size=14, ink=FAINT, anchor="start")
+
+    d.box(362, 664, 196, "camera, video, files", height=42, fills=(B,), size=16)
+    for x in (middle, 362.0):
+        d.line((x, 706), (x, 734))
+    d.box(249, 734, 422, "Detector: letterbox, network, decode, NMS", height=42, size=16)
+    d.line((249, 776), (249, 804))
+    d.box(249, 804, 422, "Detections: boxes, classes, capture time", height=42, fills=(B,), size=16)
+    return d.svg()
+
+
+DRAWINGS: dict[str, Callable[[], str]] = {
+    "flow": flow,
+    "rows": rows,
+    "eelan": eelan,
+    "scaling": scaling,
+}
 
 
 def main() -> int:

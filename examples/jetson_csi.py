@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--source", default=CAMERA, help=f"camera; default: {CAMERA}")
     parser.add_argument("--frames", type=int, default=0, help="stop after N frames; 0: never")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # systemd and docker stop by SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # of systemd or docker
 
     with Detector(args.model) as detector:
         detector.warmup()  # before the camera opens, since the first calls are slow

@@ -43,5 +43,5 @@ if __name__ == "__main__":
         sys.exit("usage: python examples/voc_to_yolo.py VOC_FOLDER OUT_FOLDER")
     try:
         print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
-    except Y7EdgeError as error:
+    except (Y7EdgeError, OSError) as error:
         sys.exit(f"error: {error}")

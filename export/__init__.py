@@ -17,17 +17,20 @@ from y7edge.errors import RuntimeMissing
 
 if TYPE_CHECKING:
     from y7edge.export.conversion import build
+    from y7edge.export.everything import ExportPlan, export_all
     from y7edge.export.folding import fold
     from y7edge.export.pipeline import export
     from y7edge.export.proof.diff import diff
     from y7edge.export.proof.verify import verify
 
-__all__ = ["build", "diff", "export", "fold", "verify"]
+__all__ = ["ExportPlan", "build", "diff", "export", "export_all", "fold", "verify"]
 
 _ELSEWHERE = {
+    "ExportPlan": "y7edge.export.everything",
     "build": "y7edge.export.conversion",
     "diff": "y7edge.export.proof.diff",
     "export": "y7edge.export.pipeline",
+    "export_all": "y7edge.export.everything",
     "fold": "y7edge.export.folding",
     "verify": "y7edge.export.proof.verify",
 }

@@ -68,7 +68,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportPlan:
     """What ``export_all`` makes.
 
     Attributes:
@@ -76,7 +76,7 @@ class Order:
         folder: Folder for the artifacts.
         stem: Common beginning of their names.
         imgsz: Input size; None: the size of the training.
-        data: Evaluation of the checkpoint on a data set, for the mAP and for calibration images;
+        data: Data set for the mAP and for calibration images, or a ``Baseline``, for another split;
             None: int8 artifacts need ``calib``, and have no mAP.
         calib: Data set or folder with calibration images.
         calib_images: Number of calibration images; None: 256.
@@ -90,7 +90,7 @@ class Order:
     folder: Path
     stem: str = "model"
     imgsz: Size | None = None
-    data: Baseline | None = None
+    data: Path | str | Baseline | None = None
     calib: Path | str | None = None
     calib_images: int | None = None
     images: Images | None = None
@@ -99,7 +99,7 @@ class Order:
     runs: int = 30
 
 
-def export_all(order: Order, progress: Progress | None = None) -> tuple[Made, ...]:
+def export_all(plan: ExportPlan, progress: Progress | None = None) -> tuple[Made, ...]:
     """Export, prove and measure one artifact for each target and precision.
 
     Each is made with the target's first outputs and default options. The mAP is measured for
@@ -114,18 +114,21 @@ def export_all(order: Order, progress: Progress | None = None) -> tuple[Made, ..
     found: list[Made] = []
     kinds = [
         (targets.get(name), precision)
-        for name in (targets.names() if order.only is None else dict.fromkeys(order.only))
+        for name in (targets.names() if plan.only is None else dict.fromkeys(plan.only))
         for precision in targets.get(name).PRECISIONS
     ]
     for target, precision in kinds:
-        require_destination(_path(order, target, precision), target.NAME, target)
+        require_destination(_path(plan, target, precision), target.NAME, target)
+    data = plan.data
+    if isinstance(data, str | Path):  # the checkpoint is evaluated once for all
+        data = Baseline(plan.checkpoint, data, progress=tell)
     for number, (target, precision) in enumerate(kinds, 1):
         tell(f"--- {number} of {len(kinds)}: {target.NAME} {precision}")
-        one = _make(order, target, precision, tell)
+        one = _make(plan, data, target, precision, tell)
         if one.problem:
             tell(f"{one.state}: {one.problem}")
         found.append(one)
-    return _measured(order, found, tell)
+    return _measured(plan, found, tell)
 
 
 def require_none_refused(found: Collection[Made]) -> None:
@@ -135,40 +138,42 @@ def require_none_refused(found: Collection[Made]) -> None:
         raise GateError(f"the proof failed for {', '.join(refused)}: see the table")
 
 
-def _path(order: Order, target: Target, precision: str) -> Path:
+def _path(plan: ExportPlan, target: Target, precision: str) -> Path:
     # Side files of two targets may have the same suffix; that of a hand-over contains its target.
     kind = precision if is_handover(target) else f"{target.NAME}-{precision}"
-    return order.folder / f"{order.stem}-{kind}{target.SUFFIX}"
+    return plan.folder / f"{plan.stem}-{kind}{target.SUFFIX}"
 
 
-def _make(order: Order, target: Target, precision: str, tell: Progress) -> Made:
+def _make(
+    plan: ExportPlan, data: Baseline | None, target: Target, precision: str, tell: Progress
+) -> Made:
     """Export one kind of artifact with its proof."""
     made, int8 = Made(target.NAME, precision), precision == "int8"
     emulated = isinstance(target.RUNTIME, str) and is_simulated(registry.get(target.RUNTIME))
     calibrates = int8 or target.CALIBRATES
-    source = order.calib or (order.data.data if order.data else None)
+    source = plan.calib or (data.data if data else None)
     if calibrates and source is None:
         return replace(made, problem="calibration images are missing: give --data or --calib")
     evaluated = unverified = None
     if isinstance(target.RUNTIME, Unprovable):
         unverified = target.RUNTIME.reason
     elif not emulated and (int8 or not is_handover(target)):
-        evaluated = order.data
+        evaluated = data
         unverified = _UNKNOWN if int8 and evaluated is None else None
     elif int8:
         unverified = "not evaluated in an emulator"
     begun = time.perf_counter()
     try:
         artifact = export(
-            order.checkpoint,
-            _path(order, target, precision),
+            plan.checkpoint,
+            _path(plan, target, precision),
             target=target.NAME,
             precision=precision,
-            imgsz=order.imgsz,
-            images=order.images,
+            imgsz=plan.imgsz,
+            images=plan.images,
             data=evaluated,
             calib=source if calibrates else None,
-            calib_images=order.calib_images if calibrates else None,
+            calib_images=plan.calib_images if calibrates else None,
             unverified=unverified,
             progress=tell,
         )
@@ -216,14 +221,14 @@ def _parity(report: ParityReport) -> str:
     return report.status if least is None else f"cosine {least:.4f}{overlap}"
 
 
-def _measured(order: Order, found: list[Made], tell: Progress) -> tuple[Made, ...]:
+def _measured(plan: ExportPlan, found: list[Made], tell: Progress) -> tuple[Made, ...]:
     """Measure the latency of the artifacts that run in their own engine, in turns."""
     paths = [one.path for one in found if one.state == "run" and one.path is not None]
     if not paths:
         return tuple(found)
     tell("measure the latency of the artifacts that run here, in turns")
     try:
-        reports = compare_files(paths, threads=order.threads, runs=order.runs)
+        reports = compare_files(paths, threads=plan.threads, runs=plan.runs)
     except Y7EdgeError as error:
         tell(f"the latency was not measured: {error}")
         return tuple(found)

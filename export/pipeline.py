@@ -94,7 +94,8 @@ def export(
         imgsz: side or (height, width), multiples of the largest stride; None: that of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic; the proof then runs batches of 1 and of 3 images.
-        images: images for the proof; None: of the checkpoint's data set, or synthetic scenes.
+        images: images for the proof; None: those of ``data``, of the checkpoint's data set, or of
+            ``calib``, else synthetic scenes.
         rewrites: names (``export.graph.rewrites``), or "auto": what the chip needs (``audit``).
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
@@ -149,7 +150,8 @@ def _require(target: Target, destination: Path, precision: str, device: str) -> 
     """Check that the destination can be written, and that device and packages are known."""
     require_destination(destination, target.NAME, target)
     require_device(target, device)
-    require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}")
+    advice = getattr(target, "misplaced", None)
+    require({**_needs(precision), **target.NEEDS}, f"target {target.NAME}", advice)
 
 
 def _rewrites(
@@ -224,7 +226,7 @@ def _make(
         )
         model, note = _graph(request, order.target, rewrites, simplify, tell)
         made, accuracy, steps = _build(order, request, model, gate)
-        made, report = _prove(order, made, images)
+        made, report = _prove(order, made, images, gate)
         if isinstance(runtime, str):
             parity.require_passed(report, order.subject)
             if accuracy is None:
@@ -279,7 +281,7 @@ def _graph(
     if precision == "int8":
         precision = "fp32"  # is quantised later
     form = ", ".join((outputs, precision, f"{image.height}x{image.width}", *rewrites))
-    tell(f"write the graph: {form}")
+    tell(f"write the float graph: {form}")
     model = build.build_graph(
         cast(Checkpoint, request.checkpoint),
         outputs=outputs,
@@ -306,7 +308,7 @@ def _build(
     the artifact, its mAP if it was evaluated, and the attempts.
     """
     target, calibration, tell = order.target, order.calibration, order.tell
-    tell(f"build the {target.NAME} artifact")
+    tell(f"build the {target.NAME} artifact: {request.manifest.precision}")
     if request.manifest.precision != "int8":
         return _built(request, target, model), None, ()
 
@@ -333,7 +335,9 @@ def _built(request: BuildRequest, target: Target, model: onnx.ModelProto) -> Art
     return seal(target.build(request), target)
 
 
-def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
+def _prove(
+    order: _Order, built: Artifact, images: Images | None, gate: MapGate | None
+) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
     A target without a runtime here is not run: the report has the status "unverified". If another
@@ -350,7 +354,13 @@ def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artif
             built = replace(built, manifest=replace(built.manifest, probes=probes))
         return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
-    prepared = gather(images, checkpoint.meta, built.manifest.input)
+    prepared = gather(
+        images,
+        checkpoint.meta,
+        built.manifest.input,
+        evaluated=gate.baseline.shown if gate else None,
+        calibrated=(used.source, used.images) if (used := order.calibration) else None,
+    )
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     if built.manifest.precision == "int8":
         tell("run the artifact on the probes")

@@ -167,7 +167,7 @@ def train(config: QatConfig, *, progress: Progress | None = None) -> QatResult:
 
 
 def is_run(folder: Path | str) -> bool:
-    """Return whether a folder holds a run of :func:`train`; raise ConfigError for a bad file."""
+    """Return whether a folder holds a run of ``train``; raise ConfigError for a bad file."""
     from y7edge.train.output import folder as files
     from y7edge.train.settings import configfile
     from y7edge.train.settings.qat import QatConfig
@@ -185,7 +185,7 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> QatResult
         ConfigError: the folder holds no such run, or the run is finished.
         CheckpointError: the folder has no complete state.
         DataError: the images have changed since the run began.
-        Y7EdgeError: any other error of :func:`train`.
+        Y7EdgeError: any other error of ``train``.
     """
     from y7edge.train.output import folder as files
     from y7edge.train.settings import configfile

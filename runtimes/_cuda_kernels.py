@@ -50,7 +50,7 @@ _FORMATS = {
     **{"rgba": (4, "rgb"), "nv12": (1, "bgr")},
 }
 FORMATS = tuple(_FORMATS)
-"""Formats of a :class:`Frame`; a fourth channel is ignored."""
+"""Formats of a ``Frame``; a fourth channel is ignored."""
 
 CANDIDATE = np.dtype(
     {
@@ -147,7 +147,7 @@ class Placement:
     left: int  # columns of padding to the left of it
 
     def taps(self) -> NDArray[np.int32]:
-        """Return the table that :func:`letterbox` reads, for all columns, then for all rows.
+        """Return the table that ``letterbox`` reads, for all columns, then for all rows.
 
         It is (resized width + resized height, 4) int32: the indices of two source pixels, and their
         weights, which are fractions of 2048. It depends on the sizes of the image only, so it is
@@ -252,7 +252,7 @@ class Selection:
 
     A candidate has a score above ``conf`` in its best class; classes with thresholds of their own
     are filtered afterwards, by ``y7edge.detect.postprocess.detected``. One buffer holds the
-    candidates of a batch. If there are more than ``capacity``, :meth:`read` returns None, and the
+    candidates of a batch. If there are more than ``capacity``, ``read`` returns None, and the
     caller copies the heads instead, as for several classes per box (``Criteria.multi_label``).
 
     Args:

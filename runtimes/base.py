@@ -1,6 +1,6 @@
 """The interface of runtimes and sessions, and the checks that all runtimes share.
 
-A runtime is a module with the members of :class:`Runtime`, in this folder or announced by an entry
+A runtime is a module with the members of ``Runtime``, in this folder or announced by an entry
 point of the group ``y7edge.runtimes``. It imports its engine inside functions only. A session is a
 model that was opened in an engine; its inputs and outputs are numpy arrays.
 """
@@ -335,7 +335,7 @@ SIMULATORS = frozenset({"emulator", "simulator"})
 
 def is_simulated(runtime: Runtime) -> bool:
     """Return whether a runtime has no device of its own here, but an emulator or simulator."""
-    if not SIMULATORS.intersection(runtime.DEVICES):
+    if not SIMULATORS.intersection(runtime.DEVICES) or missing(runtime.NEEDS):
         return False
     return SIMULATORS.issuperset(runtime.available_devices())
 

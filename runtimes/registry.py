@@ -82,7 +82,7 @@ def devices() -> list[str]:
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """Return the runtime for a file; see :func:`choose`."""
+    """Return the runtime for a file; see ``choose``."""
     return choose(path, backend)[0]
 
 
@@ -166,7 +166,12 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
         if not is_file(sidecar(path)):
             raise
         return Artifact(path, read_sidecar(path))
-    return Artifact(path, runtime.read_manifest(path), runtime.files(path)[1:])
+    try:
+        manifest = runtime.read_manifest(path)
+    except ArtifactMissing:
+        require_files(runtime.files(path))  # names all files, not only the manifest
+        raise
+    return Artifact(path, manifest, runtime.files(path)[1:])
 
 
 @checked

@@ -71,6 +71,7 @@ RECIPE = (
 read_manifest, write_manifest = read_sidecar, write_sidecar
 
 _LITE = "pip install rknn-toolkit-lite2"
+_ARM = ("aarch64", "armv7l")
 _COMPATIBLE = Path("/proc/device-tree/compatible")  # board and chip, separated by zero bytes
 _MASKS = {
     **{"auto": "NPU_CORE_AUTO", "0": "NPU_CORE_0", "1": "NPU_CORE_1", "2": "NPU_CORE_2"},
@@ -137,10 +138,25 @@ def misplaced() -> str | None:
     if on_board():
         return f"on this board, install rknn-toolkit-lite2: {_LITE}"
     try:
-        toolkit()
+        _simulator()
     except RuntimeMissing as error:
         return str(error)
     return None
+
+
+def _simulator() -> Path:
+    """Return the interpreter with the simulator.
+
+    Raises:
+        RuntimeMissing: there is none. The message names the package for boards first.
+    """
+    try:
+        return toolkit()[0]
+    except RuntimeMissing as error:
+        board = f"on a Rockchip board, install rknn-toolkit-lite2: {_LITE}"
+        if platform.machine() in _ARM:
+            raise RuntimeMissing(board) from error
+        raise RuntimeMissing(f"{board}; on a PC, for the simulator: {error}") from error
 
 
 def on_board() -> bool:
@@ -238,7 +254,7 @@ class _NpuSession(Session):
     def __init__(self, artifact: Artifact, device: str, mask: str) -> None:
         self._path, manifest = artifact.path, artifact.manifest
         chip, lite = platform_of(manifest, artifact.path), load_engine()
-        if platform.machine() not in ("aarch64", "armv7l") or not (lite or on_board()):
+        if platform.machine() not in _ARM or not (lite or on_board()):
             raise DeviceError(
                 f"device {device!r}: {artifact.path} runs on a board with {chip}, and this machine "
                 "is none: use device='simulator'"
@@ -301,7 +317,7 @@ class _SimulatorSession(Session):
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         manifest, graph = artifact.manifest, graph_of(artifact.path)
         chip = platform_of(manifest, artifact.path)
-        python, _ = toolkit()
+        python = _simulator()
         image = manifest.input
         shape = (image.images, image.height, image.width)
         found = _modelproto.read_interface(graph, 1 << 26)  # refuses tensors in other files

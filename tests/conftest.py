@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 SIZE = (96, 128)
 NAMES = ("nut", "washer", "schraube mit Öse")
+
+
+# Shells start programs in the background with an ignored SIGINT, and all processes of tests would
+# inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from y7edge.boxes import best_first, centred, corners, intersections, nms
 def greedy(boxes, scores, classes, iou, max_det):
     """The definition, box by box."""
     kept = []
+    iou = np.float32(iou)  # before NumPy 2, a float32 is compared with a float in float64
     for index in np.argsort(-scores, kind="stable"):
         if all(
             classes[index] != classes[other] or not overlap(boxes[index], boxes[other]) > iou

@@ -116,6 +116,15 @@ def test_a_version_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_the_least_version_is_that_of_the_runtimes_own_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The extra qnn asks for a newer ONNX Runtime than the runtime of ONNX artifacts needs.
+    needs = ['onnxruntime>=1.17; extra == "onnxruntime"', "onnxruntime>=99.1; extra == 'qnn'"]
+    monkeypatch.setattr(environment.metadata, "requires", lambda _: needs)
+    assert _onnxrt().usable
+
+
 @pytest.mark.parametrize(
     ("version", "least", "fits"),
     [

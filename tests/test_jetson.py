@@ -418,6 +418,18 @@ def test_root_also_learns_the_clock_of_the_memory(
     assert find().clocks.pinned is False and not find().clocks.unknown
 
 
+def test_opencv_of_pypi_in_place_of_jetpacks(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = {"cv2": ["opencv-python-headless"]}
+    monkeypatch.setattr(environment.metadata, "packages_distributions", lambda: packages)
+    assert environment.check().opencv["problem"] is None  # another machine
+    board.orin_nano()
+    problem = environment.check().opencv["problem"]
+    assert "hides JetPack's OpenCV" in problem
+    assert problem.endswith("pip uninstall opencv-python-headless")
+    packages["cv2"] = []  # that of JetPack
+    assert environment.check().opencv["problem"] is None
+
+
 # --- hostile files --------------------------------------------------------------------------------
 
 
@@ -507,7 +519,7 @@ def test_check_of_opencv(
     """The newest OpenCV of PyPI replaces NumPy 1, so JetPack's is named."""
     own = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
     found = {"installed": False, "version": None, "problem": "No module named 'cv2'", "video": []}
-    monkeypatch.setattr(environment, "_opencv", lambda: dict(found))
+    monkeypatch.setattr(environment, "_opencv", lambda **_: dict(found))
     board.orin_nano()
     assert main(["check"]) == 3
     assert f"no: needs {own}\n" in capsys.readouterr().out

@@ -43,7 +43,8 @@ NAMES = {
     "y7edge.nn": ["create"],
     "y7edge.models": ["names"],
     "y7edge.models.official": ["load", "convert"],
-    "y7edge.export": ["fold", "export", "verify", "build"],
+    "y7edge.export": ["fold", "export", "export_all", "verify", "build"],
+    "y7edge.train": ["train", "resume", "for_terminal", "TrainConfig"],
     "y7edge.data.dataset": ["load"],
 }
 

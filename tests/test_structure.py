@@ -56,7 +56,7 @@ TOP_LEVEL = {
         for m in ("errors", "files", "frames", "text", "html", "boxes", "plugins", "runtimes")
     },
     **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "detect.detections")},
-    "y7edge.live.server": {"aiohttp"},
+    **{f"y7edge.live.{m}": {"aiohttp"} for m in ("server", "serving", "health_server")},
     "y7edge.nn": {"numpy", "torch"},
     "y7edge.train": {"numpy", "cv2", "torch", "rich"},
     "y7edge.export": {"numpy", "cv2", "onnx"},
@@ -305,7 +305,7 @@ def test_the_command_line_starts_without_runtimes_and_targets() -> None:
     code = "import sys, y7edge.cli.app; print(*sys.modules)"
     loaded = _python(code).split()
     assert "y7edge.cli.export" in loaded
-    for package in ("y7edge.runtimes", "y7edge.export"):
+    for package in ("y7edge.runtimes", "y7edge.export", "numpy", "rich", "importlib.metadata"):
         assert not [name for name in loaded if name.startswith(package)]
 
 

@@ -124,7 +124,8 @@ def extra_of(package: str) -> str:
 def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
-    board, opencv = jetson.find(), _opencv()
+    board = jetson.find()
+    opencv = _opencv(on_jetson=board is not None)
     find_gstreamer = _look_for_gstreamer()
     backends, gstreamer = _backends(), find_gstreamer()
     if board and gstreamer.usable:
@@ -200,7 +201,7 @@ def _version(module: str, pypi: str) -> str | None:
         return metadata.version(others[0]) if others else "unknown"
 
 
-def _opencv() -> dict[str, Any]:
+def _opencv(*, on_jetson: bool) -> dict[str, Any]:
     """Return OpenCV's version, and which libraries it captures video with."""
     found: dict[str, Any] = {"installed": False, "version": None, "gstreamer": False, "file": None}
     found["video"] = []
@@ -212,7 +213,19 @@ def _opencv() -> dict[str, Any]:
         found["video"] = [name for name, built in built_with.items() if built]
     except (ImportError, AttributeError) as error:  # AttributeError: another module named cv2
         return {**found, "problem": hidden("cv2") or one_line(error)}
-    return {**found, "problem": _two_packages("cv2") or hidden("cv2")}
+    copied = _pip_on_jetson() if on_jetson else None
+    return {**found, "problem": _two_packages("cv2") or hidden("cv2") or copied}
+
+
+def _pip_on_jetson() -> str | None:
+    """Say that a package of PyPI is used instead of JetPack's OpenCV, if it is so."""
+    packages = metadata.packages_distributions().get("cv2", [])
+    if not (copies := sorted({name for name in packages if name.startswith("opencv-")})):
+        return None
+    return (
+        f"{copies[0]} of PyPI hides JetPack's OpenCV, which fits JetPack's NumPy and has GStreamer "
+        f"for other programs: pip uninstall {copies[0]}"
+    )
 
 
 def _two_packages(module: str) -> str | None:
@@ -226,15 +239,21 @@ def _two_packages(module: str) -> str | None:
     )
 
 
-def _too_old(package: str, version: str) -> str | None:
-    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough."""
+def _too_old(package: str, version: str, extras: set[str]) -> str | None:
+    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough.
+
+    Only requirements of these extras count: qnn needs a newer ONNX Runtime than onnxruntime does.
+    """
     try:
         requirements = metadata.requires("y7edge") or []
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         return None
     for requirement in requirements:
         stated = re.match(rf"{re.escape(package)}\s*\(?>=\s*([0-9.]+)", requirement, re.IGNORECASE)
-        if stated and version_numbers(version) < version_numbers(stated[1]):
+        extra = re.search(r"""extra == ["']([^"']+)""", requirement)
+        if not stated or (extra and extra[1] not in extras):
+            continue
+        if version_numbers(version) < version_numbers(stated[1]):
             return stated[1]
     return None
 
@@ -339,8 +358,9 @@ def _static_reason(runtime: Runtime) -> str | None:
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
+    own = {need.removeprefix("y7edge[").removesuffix("]") for need in runtime.NEEDS.values()}
     for package, version in runtime.versions().items():
-        if least := _too_old(package, version):
+        if least := _too_old(package, version, own):
             return f"{package} is {version}, expected {least} or later: pip install -U {package}"
     return None
 

@@ -47,7 +47,7 @@ class ExportError(Y7EdgeError):
 
 
 class Report(Protocol):
-    """The members of ``ParityError.report``; implemented in :mod:`y7edge.artifact.reports`."""
+    """The members of ``ParityError.report``; implemented in ``y7edge.artifact.reports``."""
 
     @property
     def status(self) -> str:

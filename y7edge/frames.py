@@ -30,7 +30,7 @@ Clock = Literal["sensor", "driver", "arrival", "media", "recorded"]
 "sensor", "driver" and "arrival" are times of CLOCK_MONOTONIC, as of ``time.monotonic_ns()``: the
 start of the exposure according to the sensor, the time that the driver or the source element wrote
 into the buffer, and the time at which the buffer arrived. "media" is the position in a video file.
-"recorded" is the time that a recording contains.
+"recorded" is the time that a recording, or a message of ROS, contains.
 """
 
 

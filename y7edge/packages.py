@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +27,11 @@ def hidden(module: str) -> str | None:
     if len(places) > 1:
         return f"{places[0]} hides {places[1]}: rename or remove one of them"
     folder = Path(sys.path[0] or ".").resolve()
-    if places[0].is_relative_to(folder) and not metadata.packages_distributions().get(module):
-        return f"{places[0]} is found instead of an installed package: rename it"
+    if places[0].is_relative_to(folder):
+        from importlib import metadata  # its import is slow
+
+        if not metadata.packages_distributions().get(module):
+            return f"{places[0]} is found instead of an installed package: rename it"
     return None
 
 

@@ -42,6 +42,11 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
     return f"{line[:half]} ... {ending[-half:]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with a regular noun, such as ``1 error`` or ``2 errors``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def cell(text: str) -> str:
     """Escape a text for a cell of a CSV file, against formula injection (OWASP, CSV Injection)."""
     shown = printable(text)

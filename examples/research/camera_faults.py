@@ -100,12 +100,12 @@ def reopened(fault: str, text: str, name: str | None = None) -> Row:
 
 def stall() -> Row:
     """No more frames."""
-    return reopened("stall", "stalled: no more frames")
+    return reopened("stall", "stalled: no more frames (`stall`)")
 
 
 def hang() -> Row:
     """A call of the driver does not return; another client can open the stream."""
-    return reopened("hang", "a call of the driver hangs; a network stream")
+    return reopened("hang", "a call of the driver hangs; a network stream (`hang`)")
 
 
 def hang_device() -> Row:
@@ -117,22 +117,24 @@ def hang_device() -> Row:
 
 def crash() -> Row:
     """The process is killed."""
-    return reopened("crash", "the driver or a library crashes")
+    return reopened("crash", "the driver or a library crashes (`crash`)")
 
 
 def end() -> Row:
     """The stream ends."""
-    return reopened("end", "the camera ends the stream")
+    return reopened("end", "the camera ends the stream (`end`)")
 
 
 def error() -> Row:
     """The device reports an error."""
-    return reopened("error", "the device reports an error, is unplugged")
+    return reopened("error", "the device reports an error, is unplugged (`error`)")
 
 
 def corrupt() -> Row:
     """Frames have too few bytes."""
-    return reopened("corrupt", "frames have too few bytes; they are dropped and counted")
+    return reopened(
+        "corrupt", "frames have too few bytes; they are dropped and counted (`corrupt`)"
+    )
 
 
 def slow() -> Row:
@@ -145,7 +147,7 @@ def slow() -> Row:
         seconds = time.monotonic() - last
         status = source.status
     seen = f'frames; state "{status.state}", problem "{status.problem}"'
-    return Row("a tenth of the frames", seen, f"{seconds:.1f}", "-")
+    return Row("a tenth of the frames (`slow`)", seen, f"{seconds:.1f}", "-")
 
 
 def resize() -> Row:
@@ -155,7 +157,7 @@ def resize() -> Row:
         while frames[-1].size == frames[0].size:
             frames.append(next_frame(source))
         seconds = between(frames[-2], frames[-1])
-    return Row("the resolution changes", "frames of the new size", "-", f"{seconds:.2f}")
+    return Row("the resolution changes (`resize`)", "frames of the new size", "-", f"{seconds:.2f}")
 
 
 def failed(call: Callable[[], object]) -> tuple[str, float]:

@@ -40,7 +40,7 @@ limits, made from the vendor's documents. It needs neither the chip nor the vend
 it is no proof: the vendor's converter decides. This page has the result for the published variants
 at their published sizes (640 px; w6, e6, d6 and e6e: 1280 px), with raw heads. It was written by
 
-```
+```sh
 python examples/research/chip_table.py --out docs/chips.md
 ```
 
@@ -58,17 +58,17 @@ Every rewrite, option and activation named below was checked: the changed graph 
 audited. Rewrites do not change what a model computes, and the export proves this like everything
 else. For your own model, and for the reasons node by node:
 
-```
+```sh
 y7edge audit best.safetensors                      # all chips
 y7edge audit best.safetensors --target kl720       # why, what helps, the command to export
-y7edge audit best.safetensors --target mine.yaml   # a table of your own
 ```
 
-A table is a YAML file. `limits` name facts of an operator; nodes outside of them get the verdict
-`beyond`, or that of `others`. The tables of this page are in `export/chips/`, and
+For another chip, write a table. `limits` name facts of an operator; nodes outside of them get the
+verdict `beyond`, or that of `others`. The tables of this page are in `export/chips/`, and
 `export/audit/chips.py` describes all entries.
 
-```yaml
+```sh
+cat > mine.yaml <<'END'
 title: Example X1
 vendor: Example
 source: Example SDK 2.1, list of operators (2026-03)
@@ -82,6 +82,8 @@ operations:
   Concat: {limits: {channels: {multiple: 16}}}
   MaxPool: [{limits: {kernel: {max: 3}}}, {verdict: unknown, why: only 3x3 is validated}]
   Resize: {limits: {mode: {among: [nearest]}, axes: {max: 1}}}
+END
+y7edge audit best.safetensors --target mine.yaml || test $? = 4     # 4: refused
 ```
 
 """

@@ -35,7 +35,7 @@ from y7edge.runtimes.base import missing
 
 SMALL = Path(__file__).parents[2] / "tests" / "reference" / "demo.safetensors"
 INTRODUCTION = """\
-# Finding where two models differ
+# Why two models differ
 
 `y7edge diff A B` runs two models on the same image and compares the results of each stage: the
 preprocessed input, the head of each level, the decoded candidates, and the boxes after NMS. A and
@@ -258,7 +258,7 @@ def main() -> None:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 code = command_line(words)
-            print(f"\n## {fault.title}\n\n{fault.text}\n\n```\n$ y7edge {' '.join(words)}")
+            print(f"\n## {fault.title}\n\n{fault.text}\n\n```console\n$ y7edge {' '.join(words)}")
             print(f"{printed.getvalue().rstrip()}\n```\n\nExit code: {code}.")
         os.chdir(tempfile.gettempdir())
 

@@ -26,7 +26,6 @@ from typing import Any
 from y7edge.errors import ConfigError, Y7EdgeError
 from y7edge.files import write_text
 
-BEGIN, END = "<!-- targets: begin -->", "<!-- targets: end -->"
 HEAD = ("target", "precision", "state", "parity", "mAP (drop)", "ms", "MB", "s", "computed in")
 
 
@@ -47,15 +46,16 @@ def table(title: str, artifacts: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""] if reasons else lines
 
 
-def replaced(text: str, tables: str, place: Path) -> str:
+def replaced(text: str, tables: str, place: Path, name: str = "targets") -> str:
     """Return a page with other tables between its comments.
 
     Raises:
         ConfigError: the page does not have the two comments.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ConfigError(f"{place} does not have the lines {BEGIN} and {END}, once each")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{tables}\n{text[text.index(END) :]}"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ConfigError(f"{place} does not have the lines {begin} and {end}, once each")
+    return f"{text[: text.index(begin)]}{begin}\n\n{tables}\n{text[text.index(end) :]}"
 
 
 def main() -> int:

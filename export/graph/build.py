@@ -10,7 +10,7 @@ initializers ``rows.51.cv1.conv.weight`` and ``.bias``. The output of row 51 is 
 * Max-pooling with windows of 9 and 13 is written as repeated pooling with a window of 5. The
   results are bitwise equal, and the repeated pooling is 2.8 times as fast.
 
-:mod:`y7edge.export.graph.rewrites` writes some blocks with other operators.
+``y7edge.export.graph.rewrites`` writes some blocks with other operators.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def build_structure(
 ) -> onnx.ModelProto:
     """Write the graph of a folded model without the values of its weights.
 
-    Nodes, shapes and constants are those of :func:`build_graph`; the weights are declared as
+    Nodes, shapes and constants are those of ``build_graph``; the weights are declared as
     external data that does not exist. It takes little time and memory, even for large models.
 
     Args:
@@ -130,7 +130,7 @@ def build_structure(
 def _write(
     graph: _GraphWriter, outputs: str, input: str, height: int, width: int, batch: int | None
 ) -> onnx.ModelProto:
-    """Write input, rows and outputs of a graph; see :func:`build_graph`."""
+    """Write input, rows and outputs of a graph; see ``build_graph``."""
     spec = graph.spec
     symbol = "batch" if batch is None else batch
     images = graph.write_image(input, symbol, (height, width))

@@ -1,7 +1,7 @@
 """Check a QDQ graph, also one of another program, against the rules of a profile.
 
 The pairs of QuantizeLinear and DequantizeLinear are removed, and the rules of
-:mod:`~y7edge.export.graph.quantize_placement` are applied to the float graph that is left. Every
+``y7edge.export.graph.quantize_placement`` are applied to the float graph that is left. Every
 difference between the two placements is a violation.
 """
 

@@ -1,6 +1,6 @@
 """Write the selection of final boxes into the graph: threshold, NMS per class, best boxes.
 
-The result equals that of :mod:`y7edge.detect.postprocess` and :mod:`y7edge.boxes`, also for equal
+The result equals that of ``y7edge.detect.postprocess`` and ``y7edge.boxes``, also for equal
 scores. The class of a box is the one with the highest score (the first if scores are equal). A
 score or an IoU that equals its threshold does not exceed it. Boxes with equal scores keep the order
 of the candidates: level, anchor, row, column. Boxes of different classes are never compared. Their

@@ -1,6 +1,6 @@
-"""Read the nodes of a graph for :mod:`y7edge.nn.quantized`, which trains the weights.
+"""Read the nodes of a graph for ``y7edge.nn.quantized``, which trains the weights.
 
-The names of the writer (:mod:`y7edge.export.graph.quantize`) say which weight a quantised constant
+The names of the writer (``y7edge.export.graph.quantize``) say which weight a quantised constant
 was.
 """
 

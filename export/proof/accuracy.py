@@ -80,6 +80,11 @@ class Baseline:
         return () if self.split == "train" else tuple(sample.path for sample in self._samples)
 
     @property
+    def shown(self) -> tuple[str, tuple[Path, ...]]:
+        """What the images of the split are called in reports, and the images."""
+        return f"split {self.split} of {self.data}", tuple(s.path for s in self._samples)
+
+    @property
     def measured(self) -> tuple[tuple[int, int], ...]:
         """The input sizes at which the model was evaluated."""
         return tuple(self._metrics)

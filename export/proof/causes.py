@@ -28,6 +28,7 @@ from y7edge.export.proof.sides import (
     Opened,
     Outputs,
     agree,
+    compare_candidates,
     count_boxes,
     pixels,
     prepared,
@@ -370,15 +371,24 @@ def _precision(case: Case) -> Cause | None:
     if first.split(" (")[0] == second.split(" (")[0]:  # without engine and device
         return None
     int8 = ["int8"] if "int8" in (case.a.manifest.precision, case.b.manifest.precision) else []
-    for precision in ("fp16", "bf16", *int8):
-        limits = parity.comparable(precision, 0.0)
-        if agree(*case.outputs, Limits(limits, limits)):
-            return Cause(
-                "precision",
-                f"A is {first}, B is {second}: the outputs agree within the tolerance of "
-                f"{precision}",
-            )
-    return None
+    allowed = {name: parity.comparable(name, 0.0) for name in ("fp16", "bf16", *int8)}
+    limits = {name: Limits(one, one) for name, one in allowed.items()}
+    agreeing = [name for name in limits if agree(*case.outputs, limits[name])]
+    if not agreeing:
+        return None
+    final = case.close or case.a.is_final or case.b.is_final
+    whole = [
+        name
+        for name in agreeing
+        if final or compare_candidates(*case.outputs, limits[name]).status != "differs"
+    ]
+    found = f"the outputs agree within the tolerance of {(whole or agreeing)[0]}"
+    if not whole:
+        found = (
+            f"the heads agree within the tolerance of {agreeing[0]}, but not the candidates: "
+            "measure the mAP of both with `y7edge val`"
+        )
+    return Cause("precision", f"A is {first}, B is {second}: {found}")
 
 
 def _text(value: object) -> str:

@@ -154,12 +154,12 @@ class _Candidates:
 
     def _missing(self, kept: Kept, found: Detections) -> int:
         """Count the visible candidates above the threshold that NMS should have kept."""
+        # Boxes in the letterbox's border count for max_det, but are not returned.
+        hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         least = self._conf
-        if len(found) >= self._thresholds.max_det:
+        if len(found) and len(found) + len(hidden) >= self._thresholds.max_det:
             least = float(found.confidence.min()) + self._near_score
         lacking = self._visible & (self._best > least + self._near_score)
-        # Boxes in the letterbox's border take part in NMS, but are not returned.
-        hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         classes = [int(self._scores[i].argmax()) for i in hidden]
         dropped = [(c, hidden[[n]], self._iou(hidden[[n]])) for n, c in enumerate(classes)]
         for class_id, fits, overlap in kept + dropped:

@@ -4,7 +4,7 @@ The models are checkpoints (run by torch), artifacts of any target, or ONNX file
 exporters. Two artifacts are compared without torch and onnx. The stages are the preprocessed input,
 the head of each level, the decoded candidates, and the boxes that the Detector returns. Of graphs
 with NMS, only the last stage is compared. The tolerance is that of the proof
-(:func:`y7edge.export.proof.parity.tolerance`), in the precision of the less precise model.
+(``y7edge.export.proof.parity.tolerance``), in the precision of the less precise model.
 """
 
 from __future__ import annotations

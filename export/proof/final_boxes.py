@@ -3,7 +3,7 @@
 The candidates before NMS are not an output of the graph, but the thresholds are inputs. With an IoU
 threshold of 1 nothing is suppressed, and the rows are the candidates. A row does not contain the
 index of its candidate. Therefore a candidate of the reference is compared with the nearest row. The
-suppression itself is proved by :mod:`y7edge.export.proof.detections`, through the Detector.
+suppression itself is proved by ``y7edge.export.proof.detections``, through the Detector.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ _SCENE_SIZE = (480, 640)  # not square, so that letterboxing is tested
 Images = str | Path | Sequence[str | Path]
 """An image, a folder of them, or a list of paths."""
 
+Named = tuple[str, Sequence[Path]]
+"""What images are called in reports, and their paths."""
+
 
 @dataclass(frozen=True)
 class ProofImages:
@@ -43,24 +46,39 @@ class ProofImages:
     source: str
 
 
-def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> ProofImages:
+def gather(
+    images: Images | None,
+    meta: Mapping[str, Any],
+    image: InputInfo,
+    *,
+    evaluated: Named | None = None,
+    calibrated: Named | None = None,
+) -> ProofImages:
     """Read up to 8 images and letterbox them to the input ``image``.
 
-    If ``images`` is None, the data set recorded in the checkpoint's ``meta`` is used. If that data
-    set does not exist here, synthetic scenes are used.
+    The first of these that is there: ``images``; ``evaluated``, the images of the mAP; those of the
+    data set recorded in the checkpoint's ``meta``; ``calibrated``, the images of the calibration;
+    synthetic scenes.
 
     Raises:
         DataError: ``images`` contains no image, or an image cannot be read.
     """
     if images is not None:
         paths, source = _listed(images), f"{images}"
+    elif evaluated is not None:
+        source, paths = evaluated[0], list(evaluated[1])
     else:
         recorded, paths = _recorded(meta)
         source = f"data set {recorded}"
-        if not paths:
+        if not paths and calibrated is not None:
+            source, paths = calibrated[0], list(calibrated[1])
+        elif not paths:
             source = "synthetic scenes"
             if recorded is not None:
-                source += f" (the recorded data set {recorded} does not exist here)"
+                source += (
+                    f" (the recorded data set {recorded} does not exist here: pass --data DATA or "
+                    "--images FOLDER to compare on other images)"
+                )
     chosen = [paths[i * len(paths) // COUNT] for i in range(COUNT)] if paths[COUNT:] else paths
     if paths:
         frames = tuple(map(read_image, chosen))

@@ -82,7 +82,9 @@ def verify(
     gate = gate_of(against, manifest.precision, data, max_map_drop, tell)
     if gate is None and manifest.precision == "int8":
         tell("the mAP is not measured: give the data set too (--data DATA)")
-    prepared = gather(images, against.meta, manifest.input)
+    prepared = gather(
+        images, against.meta, manifest.input, evaluated=gate.baseline.shown if gate else None
+    )
     report = parity.prove(
         artifact,
         Reference(against),

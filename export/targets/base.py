@@ -1,6 +1,6 @@
 """The interface of targets, which convert a folded model to the files of one toolchain.
 
-A target is a module with the members of :class:`Target`, in this folder or announced by an entry
+A target is a module with the members of ``Target``, in this folder or announced by an entry
 point of the group ``y7edge.targets``. It imports its toolkit inside functions only.
 """
 

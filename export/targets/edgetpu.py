@@ -32,6 +32,7 @@ from y7edge.export.targets.base import BuildRequest
 NAME = "edgetpu"
 SUFFIX = ".edgetpu.handover"
 NEEDS = litert_file.NEEDS
+misplaced = litert_file.misplaced
 PRECISIONS = {"int8": "int8"}
 PROFILES = litert_file.PROFILES
 INPUTS = ("float32",)

@@ -34,6 +34,7 @@ from y7edge.text import one_line
 NAME = "ethosu"
 SUFFIX = ".ethosu.handover"
 NEEDS = litert_file.NEEDS
+misplaced = litert_file.misplaced
 PRECISIONS = {"int8": "int8"}
 PROFILES = litert_file.PROFILES
 INPUTS = ("float32",)

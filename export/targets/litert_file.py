@@ -29,7 +29,7 @@ import numpy as np
 from y7edge import interpreters
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, in_layout
-from y7edge.errors import ExportError
+from y7edge.errors import ExportError, RuntimeMissing
 from y7edge.export import converters
 from y7edge.export.targets import _litert_convert
 from y7edge.export.targets.base import BuildRequest
@@ -240,6 +240,15 @@ def _end(tensor: Any) -> tuple[object, ...]:
 
 def _unreadable(writer: str, error: Exception) -> ExportError:
     return ExportError(f"{writer} wrote a .tflite file that cannot be read: {one_line(error)}")
+
+
+def misplaced() -> str | None:
+    """Return how to make the interpreter with litert-torch; None if it is there."""
+    try:
+        versions()
+    except RuntimeMissing as error:
+        return str(error)
+    return None
 
 
 def versions() -> dict[str, str]:

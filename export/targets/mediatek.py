@@ -31,6 +31,7 @@ from y7edge.export.targets.base import BuildRequest
 NAME = "mediatek"
 SUFFIX = ".mediatek.handover"
 NEEDS = litert_file.NEEDS
+misplaced = litert_file.misplaced
 PRECISIONS = {"int8": "int8", "fp32": "fp32"}
 PROFILES = litert_file.PROFILES
 INPUTS = ("float32",)

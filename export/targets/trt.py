@@ -16,6 +16,7 @@ needs outputs of unknown size, and NMS takes little time compared with the netwo
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -200,7 +201,10 @@ class Build:
             smaller = workspace // 2
             short = any(_MEMORY.search(text) for text in logger.errors)
             if not short or smaller < _trt_settings.LEAST_WORKSPACE:
-                raise ExportError(f"TensorRT cannot build {self._request.name}: {problem}")
+                hint = "; stop other programs and the desktop, or export a smaller --imgsz"
+                raise ExportError(
+                    f"TensorRT cannot build {self._request.name}: {problem}{hint if short else ''}"
+                )
             tell(f"memory ran out with a workspace of {workspace} MiB ({problem}): try {smaller}")
             workspace = smaller
         counts = self._inspect(logger, plan, asked)
@@ -428,7 +432,7 @@ def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException
 
     stopped: list[BaseException] = []
     console = Console(stderr=True)
-    if not console.is_terminal or _trt_versions.value("progress monitor", version) == "no":
+    if not sys.stderr.isatty() or _trt_versions.value("progress monitor", version) == "no":
         yield stopped
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())

@@ -307,3 +307,17 @@ def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
     with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[tracking\]"'):
         Tracker()
+
+
+def test_tracks_end_if_the_classes_have_other_names():
+    """As after ``Detector.swap``: class 0 is another object then."""
+    tracker = Tracker()
+    found = [tracker.update(frame([box(100, 100)], i / 30, i)) for i in range(4)]
+    assert found[-1].tracker_id.tolist() == [1]
+    others = [
+        replace(frame([box(100, 100)], i / 30, i), names=("bolt", "gear", "cap"))
+        for i in range(4, 8)
+    ]
+    ids = [tracker.update(one).tracker_id.tolist()[0] for one in others]
+    assert ids[-1] == 2
+    assert 1 not in ids

@@ -30,6 +30,7 @@ def counts(text: str, row: str) -> dict[str, int]:
     return dict(zip(("tried", "ok", "refused", "faults"), map(int, found.groups()), strict=True))
 
 
+@pytest.mark.slow
 def test_short_attack() -> None:
     done = attack("--quick")
     assert counts(done.stdout, "all")["tried"] >= 140
@@ -51,6 +52,7 @@ def test_unknown_names(option: str) -> None:
     assert "such as coco:m17" in done.stderr or "there are yolo" in done.stderr
 
 
+@pytest.mark.slow
 def test_planted_faults_are_detected() -> None:
     """Check that the harness reports every outcome, each for a fault planted for it."""
     done = attack("--planted", "--jobs=4")  # most of them sleep

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from y7edge import __version__, errors
+from y7edge.cli import app as app_module
 from y7edge.cli import main
 from y7edge.cli.app import COMMANDS
 
@@ -155,3 +156,16 @@ def test_examples_name_options_that_exist(example: str, capsys: pytest.CaptureFi
 def test_a_missing_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "model.onnx", "image.jpg", "--save"]) == 2
     assert "See `y7edge predict --help`" in capsys.readouterr().err
+
+
+def test_a_signal_while_an_engine_is_imported(monkeypatch, capsys):
+    """The engine, which is an extension module, raises ImportError from KeyboardInterrupt."""
+
+    def fail(*_, **__):
+        imported = ImportError("initialization failed")
+        imported.__cause__ = KeyboardInterrupt()
+        raise errors.RuntimeMissing("cannot be imported") from imported
+
+    monkeypatch.setattr(app_module, "app", fail)
+    assert main(["check"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -20,6 +20,7 @@ from tests import tampering
 from y7edge import Detector
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
+from y7edge.cli.check import _shortened
 from y7edge.machine import usable_cores
 from y7edge.models import registry, weights
 from y7edge.models.checkpoint import Checkpoint
@@ -92,6 +93,27 @@ def test_info_of_an_artifact(artifact_path: Path, narrow_tiny: Checkpoint, run: 
     assert record["inputs"][0]["shape"] == [1, 3, 96, 128]
     assert record["parity"]["status"] == "passed"
     assert record["source"]["digest"] == narrow_tiny.digest
+
+
+def test_info_names_all_files(
+    artifact_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (record,) = run("info", artifact_path)
+    assert record["files"] == [str(artifact_path)]
+    out = tmp_path / "a.param"
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    assert main(["build", str(artifact_path), "--target", "ncnn", "--out", str(out)]) == 0
+    capsys.readouterr()
+    (record,) = run("info", out)
+    names = ["a.param", "a.bin", "a.param.json"]
+    assert [Path(file).name for file in record["files"]] == names
+    capsys.readouterr()
+    assert main(["info", str(out)]) == 0
+    assert " ".join(names) in capsys.readouterr().out
+    (tmp_path / "a.param.json").unlink()
+    assert main(["selftest", str(out)]) == 1
+    assert "copy a.param, a.bin and a.param.json together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["name", "checkpoint", "artifact"])
@@ -393,6 +415,23 @@ def test_benchmark(
     head, *rows = capsys.readouterr().out.splitlines()[-3:]
     assert head.startswith("artifact ")
     assert [row.split()[0] for row in rows] == [str(artifact_path), str(copy)]
+
+
+def test_check_prints_each_recipe_once() -> None:
+    recipe = "python -m venv ENV && ENV/bin/pip install a; then set A=ENV/bin/python"
+    rows = [("a", "no", f"needs a: {recipe}"), ("b", "no", f"needs b: {recipe}"), ("c", "yes", "c")]
+    recipes: dict[str, int] = {}
+    found = _shortened(rows, recipes)
+    assert [why for *_, why in found] == ["needs a: see [1]", "needs b: see [1]", "c"]
+    assert recipes == {recipe: 1}
+
+
+def test_benchmark_looks_for_all_files_first(
+    artifact_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("y7edge.cli.benchmark.open_detector", lambda *_, **__: pytest.fail())
+    assert main(["benchmark", str(artifact_path), "missing.onnx"]) == 1
+    assert "there is no file missing.onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])

@@ -183,3 +183,12 @@ def test_terminal_names_the_full_report(parts: Path, capsys: pytest.CaptureFixtu
     assert "name21 " not in printed
     assert "--json has all" in printed
     assert "--save report.html" in printed
+
+
+def test_page_shows_images_of_each_class(parts: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["data", "check", str(parts), "--save", str(page)]) == 0  # no findings
+    text = page.read_text(encoding="utf-8")
+    for name in scenes.NAMES:
+        assert len(re.findall(rf'<img [^>]*alt="{name}"', text)) == 2
+    assert "Red: the boxes of the class" in text

@@ -129,6 +129,7 @@ def test_everything_is_saved(artifact_path, tmp_path, capsys):
         (["--web", "0.0.0.0:0"], 1, "add --token auto"),
         (["--web", ":0", "--token", "short"], 1, "16 to 200 letters"),
         (["--token", "0123456789abcdef"], 2, "add --web"),
+        (["--token", "auto", "--health", ":0"], 2, "choose a token"),
         (["--web-rate", "nan"], 2, "--web-rate"),
         (["--web-width", "5"], 2, "--web-width"),
         (["--duration", "-1"], 2, "--duration"),
@@ -164,7 +165,7 @@ def test_a_source_that_fails(artifact_path, tmp_path, capsys):
 def test_without_a_terminal_the_state_is_printed_from_time_to_time(
     artifact_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("y7edge.cli.live._NOTE_SECONDS", 0.3)
+    monkeypatch.setattr("y7edge.cli.status_line.NOTE_SECONDS", 0.3)
     monkeypatch.setattr("y7edge.live.window.can_open", lambda: False)
     assert _live(artifact_path, PATTERN, "--duration", 2) == 0
     printed = capsys.readouterr()
@@ -224,12 +225,14 @@ def test_the_reader_of_the_output_ends(artifact_path):
         assert "Traceback" not in process.stderr.read()
 
 
-def test_the_page_is_served_until_the_end(artifact_path):
+def test_the_page_is_served_until_the_end(artifact_path, tmp_path):
     pytest.importorskip("aiohttp")
-    with _start(artifact_path, "--web", ":0", Y7EDGE_TOKEN="0123456789abcdef") as process:
+    token, log = "0123456789abcdef", tmp_path / "live.log"
+    words = "--web", ":0", "--log-file", str(log)
+    with _start(artifact_path, *words, Y7EDGE_TOKEN=token) as process:
         try:
             line = process.stderr.readline()
-            found = re.fullmatch(r"open (http://127\.0\.0\.1:\d+)/\?token=0123456789abcdef\n", line)
+            found = re.fullmatch(rf"open (http://127\.0\.0\.1:\d+)/\?token={token}\n", line)
             assert found, line
             with urllib.request.urlopen(found[1], timeout=WAIT) as answer:
                 assert b"y7edge live" in answer.read()
@@ -237,6 +240,7 @@ def test_the_page_is_served_until_the_end(artifact_path):
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=WAIT)
         assert process.returncode == 130
+        assert token not in log.read_text()
         *_, summary, interrupted = errors.splitlines()
         assert summary.startswith("test://pattern: ")
         assert interrupted == "interrupted"

@@ -229,7 +229,7 @@ def test_progress_on_a_terminal_leaves_the_output_alone(tmp_path: Path) -> None:
     os.close(terminal)
     assert done.returncode == 1
     assert len(list(map(json.loads, done.stdout.decode().splitlines()))) == 3
-    assert "100%" in shown
+    assert "100%" in shown, shown
     assert "1a.png" in shown
 
 
@@ -250,7 +250,7 @@ def test_detections_are_written_as_a_table(tmp_path: Path, predict: Predict) -> 
 
 def test_a_table_of_an_unknown_format_is_refused(tmp_path: Path, predict: Predict) -> None:
     path = lossless_video(tmp_path / "v.mkv", [(1,)])
-    _, errors = predict(path, "--out", tmp_path / "found.txt", exits=1)
+    _, errors = predict(path, "--out", tmp_path / "found.txt", exits=2)
     assert ".csv" in errors[-1] and not (tmp_path / "found.txt").exists()
 
 

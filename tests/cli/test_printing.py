@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from y7edge.cli import app, main
+from y7edge.cli import app, logs, main
 from y7edge.cli.console import facts, note, show, table, to_json
 from y7edge.errors import DataError, DeviceError
 from y7edge.files import is_utf8
@@ -220,7 +220,7 @@ def test_errors_are_one_bounded_line(
 def test_warnings_and_logs_are_clean_lines(capsys: pytest.CaptureFixture[str]) -> None:
     app._show_warning(UserWarning(LONG))
     for name in ("y7edge.detect.streaming", "aiohttp.server"):
-        app._Remarks().emit(logging.LogRecord(name, 30, "x", 1, "a %s", ("\x1b\nb",), None))
+        logs.Remarks().emit(logging.LogRecord(name, 30, "x", 1, "a %s", ("\x1b\nb",), None))
     lines = _clean(capsys.readouterr().err)
     assert lines[0].startswith("warning: x\\x1b")
     assert lines[1:] == [r"warning: a \x1b b", r"warning: aiohttp.server: a \x1b b"]

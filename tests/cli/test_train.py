@@ -29,6 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             calls[name] = what
             return SimpleNamespace(
                 folder=Path("f"),
+                report=Path("f/report.html"),
                 best=Path("b"),
                 last=Path("l"),
                 epochs=1,

@@ -163,6 +163,7 @@ def test_other_names_are_refused_and_missing_ones_count_by_number(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ("expected the classes" if code else "warning: class") in error
+    assert ("correct names in the data set" in error) == bool(code)
 
 
 @pytest.mark.parametrize("grouped", ["data", "model"])

@@ -233,6 +233,7 @@ def test_grey_and_alpha_are_converted():
         (FRAME[:, :0], "must not be empty"),
         (FRAME[..., :2], r"got \(50, 80, 2\)"),
         (FRAME[None], r"got \(1, 50, 80, 3\): pass one image at a time"),
+        (FRAME.transpose(2, 0, 1), r"got \(3, 50, 80\): move the channels .*transpose\(1, 2, 0\)"),
         (FRAME[0, 0], r"got \(3,\)"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,4 +246,8 @@ def test_nan_is_a_device_error(outputs):
 
     detector = Detector.from_session(Broken(manifest, change), manifest)
     with pytest.raises(DeviceError, match=r"returned NaN in (head1|scores)"):
+        detector(frame_with((32, 64)))
+    trained = replace(manifest, parity={"status": "source"})  # a checkpoint
+    detector = Detector.from_session(Broken(trained, change), trained)
+    with pytest.raises(DeviceError, match=r"NaN in (head1|scores): its training has diverged"):
         detector(frame_with((32, 64)))

@@ -14,6 +14,8 @@ from y7edge.cli import main
 from y7edge.data import dataset
 from y7edge.data.synthetic import scenes
 
+pytestmark = pytest.mark.slow  # the page's own test runs its examples too
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 CHECKPOINT = ROOT / "tests" / "reference" / "demo.safetensors"
@@ -29,7 +31,7 @@ def folder(tmp_path_factory):
     from y7edge.models import weights
 
     folder = tmp_path_factory.mktemp("results")
-    export(weights.load(CHECKPOINT), folder / "parts.onnx", imgsz=160)
+    export(weights.load(CHECKPOINT), folder / "mine.onnx", imgsz=160)
     names: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -42,6 +44,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_examples_write_what_the_page_says(folder):
     assert len(EXAMPLES) == 7
     table = (folder / "parts.csv").read_text("utf-8").splitlines()

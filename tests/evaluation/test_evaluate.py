@@ -37,6 +37,15 @@ def test_nothing_found_scores_zero():
     assert metrics.confusion.matrix[:-1, -1].sum() == metrics.labels
 
 
+def test_the_matrix_has_the_threshold_of_the_tables():
+    truth, found = random_tables(3)
+    metrics = score(truth, found, 12, ["a", "b", "c", "d"])
+    assert metrics.conf is not None and metrics.conf != 0.25
+    expected = np.bincount(found[found[:, 5] > metrics.conf, 6].astype(int), minlength=4)
+    assert (metrics.confusion.matrix[:, :4].sum(axis=0) == expected).all()
+    assert metrics.to_dict()["confusion"]["conf"] == metrics.conf
+
+
 def test_no_labels_is_an_error():
     with pytest.raises(DataError, match="expected labels to compare with, found none in 3 images"):
         score(np.empty((0, 7)), np.empty((0, 7)), 3, ["a"])

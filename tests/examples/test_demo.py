@@ -34,7 +34,7 @@ REFERENCE = ROOT / "tests" / "reference" / "demo.safetensors"
 @pytest.fixture(autouse=True)
 def beside_the_demo(monkeypatch):
     """Its files import each other by name, as files of one folder that is run from."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "demo")
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,7 @@ def test_jetson_csi(run, parts_model):
         assert 1 <= int(found.group(5)) <= 8
 
 
+@pytest.mark.slow
 def test_jetson_csi_stops_by_sigterm(start, parts_model):
     process = start("jetson_csi.py", "--model", parts_model, "--source", "test://scenes")
     process.stdout.readline()
@@ -215,7 +216,7 @@ def test_jetson_csi_stops_by_sigterm(start, parts_model):
     (child,) = _children(process.pid)
     process.terminate()
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (143, "")
+    assert (process.returncode, err) == (130, "")
     end = time.monotonic() + 15  # the camera's process ends too
     while (running := Path(f"/proc/{child}").exists()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -229,7 +230,10 @@ def _children(pid):
 
 
 # With 60 frames/s, boxes that tremble on the line cross it several times.
-@pytest.mark.parametrize(("fps", "frames", "seed", "line"), [(10, 240, 0, 0.5), (60, 240, 2, 0.5)])
+@pytest.mark.parametrize(
+    ("fps", "frames", "seed", "line"),
+    [(10, 240, 0, 0.5), pytest.param(60, 240, 2, 0.5, marks=pytest.mark.slow)],
+)
 def test_counter_counts_exactly(run, parts_model, fps, frames, seed, line):
     pytest.importorskip("trackers")
     # As a video, so that every frame is used.
@@ -252,6 +256,7 @@ def test_counter_counts_exactly(run, parts_model, fps, frames, seed, line):
     assert len(set(ids)) == len(ids) == truth.sum()
 
 
+@pytest.mark.slow
 def test_counter_of_a_live_source(run, parts_model):
     pytest.importorskip("trackers")
     code, lines, err = run(
@@ -351,6 +356,16 @@ def test_points_that_define_no_table_are_refused(inside, four):
     assert "error: " in err
 
 
+def test_images_of_another_size_have_no_places(inside, parts_model):
+    source = ("--model", parts_model, "--source", "test://scenes?width=320&height=240&frames=1")
+    code, out, err = inside("pick_and_place.py", *source)
+    assert (code, out) == (1, "")
+    assert err == "error: the images have 320x240 pixels, but --size is 640x480\n"
+    code, out, _ = inside("pick_and_place.py", *source, "--size", "320x240")
+    assert (code, out.count("x_mm") > 0) == (0, True)
+
+
+@pytest.mark.slow
 def test_control_loop_keeps_its_period(run, parts_model):
     started = time.monotonic()
     code, lines, err = run(
@@ -375,6 +390,7 @@ def test_control_loop_keeps_its_period(run, parts_model):
     assert float(late) < 1000
 
 
+@pytest.mark.slow
 def test_robot_stops_when_results_are_old(run, parts_model):
     # A frame every second, and results count for 0.6 s: move, stop, move, stop.
     code, lines, err = run(
@@ -394,3 +410,21 @@ def test_robot_stops_when_the_camera_fails(run, parts_model):
     assert code == 1
     assert lines[-1].startswith("stop after ")
     assert err.splitlines()[-1].startswith("error: test://pattern")
+
+
+def test_control_loop_says_why_it_stops(inside, start, parts_model):
+    source = "test://scenes?speed=0&fault=stall&after=30"
+    process = start("async_robot.py", "--model", parts_model, "--source", source, "--seconds", 60)
+    lines = []
+    while sum("stop: no recent result" in line for line in lines) < 2:  # at first, and stalled
+        lines.append(process.stdout.readline())
+        assert not lines[-1].startswith("stop after"), lines
+    assert any("move" in line for line in lines)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert out.splitlines()[-1].startswith("stop after ")
+    nothing = ("--source", "test://pattern", "--seconds", 1)
+    _, out, _ = inside("async_robot.py", "--model", parts_model, *nothing, "--stale", 9)
+    assert out.splitlines()[-2].endswith("stop: no object")

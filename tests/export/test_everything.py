@@ -18,7 +18,7 @@ from y7edge.errors import (
     ParityError,
 )
 from y7edge.export import everything
-from y7edge.export.everything import Made, Order, export_all, require_none_refused
+from y7edge.export.everything import ExportPlan, Made, export_all, require_none_refused
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets import triton
 from y7edge.export.targets.base import Unprovable
@@ -30,7 +30,7 @@ SIZE = (64, 96)
 
 
 def order(checkpoint, folder, **values):
-    return Order(checkpoint, folder, "m", SIZE, runs=1, **values)
+    return ExportPlan(checkpoint, folder, "m", SIZE, runs=1, **values)
 
 
 def test_each_precision_is_made_proved_and_measured(narrow_tiny, tmp_path):
@@ -106,8 +106,21 @@ def test_emulators_are_told_from_devices(monkeypatch):
     monkeypatch.setattr(mnnrt, "DEVICES", ("npu", "emulator"))
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["emulator"])
     assert is_simulated(mnnrt)
+    with monkeypatch.context() as patch:
+        patch.setattr(mnnrt, "NEEDS", {"no_such_engine": "y7edge[mnn]"})
+        assert not is_simulated(mnnrt)  # the engine cannot be asked
     monkeypatch.setattr(mnnrt, "available_devices", lambda: ["npu", "emulator"])
     assert not is_simulated(mnnrt)
+
+
+def test_an_emulator_whose_package_is_missing_ends_one_row_only(narrow_tiny, tmp_path, monkeypatch):
+    absent = {"y7edge_absent": "y7edge[qnn]"}
+    for module in (targets.get("qnn"), registry.get("qnn")):
+        monkeypatch.setattr(module, "NEEDS", absent)
+    monkeypatch.setattr(registry.get("qnn"), "load_engine", pytest.fail)
+    found = export_all(order(narrow_tiny, tmp_path, only=["qnn"]))
+    assert {one.state for one in found} == {"not made"}
+    assert "needs y7edge_absent" in found[0].problem
 
 
 def test_results_of_an_emulator_are_not_those_of_a_device(narrow_tiny, tmp_path, monkeypatch):
@@ -124,6 +137,7 @@ def test_foreign_files_are_found_before_the_work(narrow_tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m-onnx-int8.onnx"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table(narrow_tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(targets, "names", lambda: ["mnn", "onnx"])
     if reason := unavailable(targets.get("mnn")):

@@ -33,7 +33,7 @@ from y7edge.export.targets import litert_file
 from y7edge.models import registry as models
 from y7edge.models.scaling import scale
 from y7edge.nn.random_weights import random_weights
-from y7edge.runtimes import registry, tflite
+from y7edge.runtimes import base, registry, tflite
 from y7edge.runtimes.base import SessionOptions
 
 VARIABLE = "Y7EDGE_LITERT_PYTHON"
@@ -105,6 +105,14 @@ def test_without_an_interpreter_the_recipe_is_named_before_the_work(
     ) as found:
         exported(narrow_tiny, tmp_path)
     assert "\n" not in str(found.value)
+
+
+def test_both_missing_packages_are_named_at_once(narrow_tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(interpreters, "find_spec", lambda _: None)
+    monkeypatch.setattr(base, "missing", lambda _: ["ai_edge_litert"])
+    with pytest.raises(RuntimeMissing, match=rf"y7edge\[litert\].*litert-torch.*set {VARIABLE}="):
+        exported(narrow_tiny, tmp_path)
 
 
 def test_this_interpreter_is_used_if_it_has_the_package(monkeypatch):

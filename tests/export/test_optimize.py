@@ -17,7 +17,7 @@ from y7edge.export import optimize as module
 from y7edge.export.optimize import Candidate, Choice, optimize
 from y7edge.export.targets.base import Unprovable
 from y7edge.models import weights
-from y7edge.runtimes import base, onnxrt
+from y7edge.runtimes import base, onnxrt, qnn
 
 TRAINED = Path(__file__).parents[1] / "reference" / "demo.safetensors"
 
@@ -50,6 +50,12 @@ def test_every_precision_is_proved_evaluated_and_measured(choice):
             assert accuracy["artifact"] == one.map50_95
             assert accuracy["limit"] == (0.1 if one.precision == "int8" else None)
     assert choice.reference > 0.3
+
+
+def test_targets_whose_engine_is_not_installed_are_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(qnn, "NEEDS", {"no_such_engine": "y7edge[qnn]"})
+    kinds = {(kind.target, kind.precision) for kind, _ in module._kinds(None, tmp_path / "best")}
+    assert {("onnx", "int8"), ("openvino", "fp32"), ("qnn", "fp16")} <= kinds
 
 
 def test_the_fastest_within_the_drop_wins(choice):
@@ -94,7 +100,7 @@ def test_a_target_that_is_not_possible_here_is_reported(tmp_path, monkeypatch, c
     assert found["winner"].endswith("demo-onnx-fp32.onnx")
     problems = {c["precision"]: c["problem"] for c in found["candidates"]}
     assert problems["fp16"] == "the device is not here"
-    assert "found none in" in problems["int8"] and "to calibrate" in problems["int8"]
+    assert "expected an entry 'train'" in problems["int8"] and "to calibrate" in problems["int8"]
     assert not problems["fp32"]
     assert found["candidates"][1]["map50_95"] is None
     assert not list((tmp_path / "o").glob("*fp16*"))

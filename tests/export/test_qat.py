@@ -205,6 +205,7 @@ def test_a_resumed_run_is_bit_identical(trained, source, data, tmp_path):
         assert ranges[0] == ranges[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_and_changed_images_are_not_resumed(source, data, tmp_path):
     mine = tmp_path / "data"
     shutil.copytree(data, mine)

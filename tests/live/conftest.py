@@ -30,10 +30,12 @@ ROW = {
     "reconnects": 0,
     "age": {"count": 5.0, "p50_ms": 12.0, "p95_ms": 20.0, "p99_ms": 31.0, "max_ms": 40.0},
     "objects": {0: 1},
+    "model_id": None,
 }
 BOARD = {"sensor": "cpu", "celsius": 51.5}
 ABOUT = {
     "model": "demo",
+    "model_id": None,
     "engine": "onnxruntime 1",
     "device": "cpu",
     "precision": "fp32",

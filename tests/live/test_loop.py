@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.fake_model import FakeSession, make_manifest
-from tests.live.conftest import make_result
+from tests.live.conftest import NAMES, make_result
 from y7edge import Detector
 from y7edge.artifact.manifest import Thresholds
 from y7edge.data.synthetic.scenes import scene
-from y7edge.detect.ages import Ages
+from y7edge.detect.ages import Ages, Pace
 from y7edge.errors import ConfigError, OutputError
 from y7edge.live.loop import FLOOR, Loop, Threshold, opening_conf
 from y7edge.sources.base import Status
@@ -66,6 +66,17 @@ def test_thresholds_of_models():
         Threshold.of(unusual, None)
 
 
+def test_the_threshold_of_another_model_is_adopted_unless_a_viewer_has_set_one():
+    threshold = Threshold(0.25, 0.05)
+    threshold.adopt(Threshold(0.4, 0.3))
+    assert (threshold.value, threshold.floor) == (0.4, 0.3)
+    threshold.set(0.5)
+    threshold.adopt(Threshold(0.25, 0.05))
+    assert (threshold.value, threshold.floor) == (0.5, 0.05)
+    threshold.adopt(Threshold(0.7, 0.6))
+    assert threshold.value == 0.6
+
+
 def test_nms_in_the_graph_limits_the_threshold():
     manifest = SimpleNamespace(
         model="m",
@@ -87,6 +98,7 @@ class Results:
         self.results, self.ends, self.closed = list(results), ends, threading.Event()
         self.names, self.current = names, None
         self.ages = {name: Ages() for name in names}
+        self.pace = {name: Pace() for name in names}
 
     @property
     def status(self):
@@ -99,6 +111,7 @@ class Results:
         for frame, found in self.results:
             self.current = self.names[0]
             self.ages[self.names[0]].add(7_000_000)
+            self.pace[self.names[0]].add()
             yield frame, found
         if not self.ends:
             self.closed.wait(WAIT)
@@ -201,6 +214,7 @@ def test_facts_and_summary():
     assert 0 < row["rate"] < 101
     assert row["age"]["p99_ms"] == 7.0
     assert row["objects"] == {0: 2, 1: 1, 2: 1}
+    assert row["named"] == {NAMES[0]: 2, NAMES[1]: 1, NAMES[2]: 1}
     (line,) = loop.summary()
     assert line.startswith("cam: 5 of 9 frames, 4 dropped, ")
     assert "frame age 7/7/7/7 ms (p50/p95/p99/max), 1 reconnect, last fault: x:\\x1b y" in line
@@ -208,7 +222,7 @@ def test_facts_and_summary():
 
 def test_the_rate_of_a_slow_model_and_of_one_that_hangs(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("y7edge.live.loop.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("y7edge.detect.ages.time", SimpleNamespace(monotonic=lambda: now))
     ticks = []
 
     def tick(*_):

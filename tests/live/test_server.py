@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.live.conftest import NAMES, make_result
+from tests.live.conftest import ABOUT, NAMES, make_result
 from y7edge.detect.detections import Detections
 from y7edge.frames import Frame
 
 aiohttp = pytest.importorskip("aiohttp")
 
-from y7edge.live import feed, server  # noqa: E402
+from y7edge.live import feed, server, serving  # noqa: E402
 
 SECRET = "0123456789abcdef"
 WAIT = 30
@@ -127,6 +127,24 @@ def test_a_viewer_gets_model_state_and_images(open_page):
         pixels = cv2.imdecode(np.frombuffer(image["jpeg"], np.uint8), cv2.IMREAD_COLOR)
         assert pixels.shape == (120, 160, 3)
         assert np.abs(pixels.astype(int) - 100).max() < 5
+
+    run(test)
+
+
+def test_viewers_are_told_of_another_model(open_page):
+    page = open_page()
+    page.offer(1)
+
+    async def test(client):
+        viewer = await Viewer.open(client, page)
+        assert (await viewer.next("hello"))["model_id"] is None
+        await viewer.send(type="watch", source=0)
+        assert (await viewer.next("image"))["model_id"] is None
+        page.server.show_model({**ABOUT, "model": "other", "model_id": "cd", "names": ["bolt"]})
+        hello = await viewer.next("hello")
+        assert (hello["model"], hello["model_id"], hello["names"]) == ("other", "cd", ["bolt"])
+        later = await Viewer.open(client, page)
+        assert (await later.next("hello"))["model_id"] == "cd"
 
     run(test)
 
@@ -408,8 +426,8 @@ def test_a_viewer_that_stops_drawing_loses_its_place(open_page, monkeypatch):
 def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
     """And its connection, although there are data that it has not read."""
     monkeypatch.setattr(server, "_PING_SECONDS", 1.0)
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
-    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "_MAX_CONNECTIONS", 1)
     page = open_page(width=8192)
     noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
 
@@ -429,7 +447,7 @@ def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
 
 
 def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 0.3)
     page = open_page()
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
         with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
@@ -439,7 +457,7 @@ def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
 
 def test_a_client_that_does_not_read_its_answers_is_closed(open_page, monkeypatch):
     """Else 64 of them would keep all others out."""
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 0.5)
     page = open_page()
     many = b"GET /app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
     made = []
@@ -466,7 +484,7 @@ def test_one_request_is_answered_per_connection(open_page):
 
 
 def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "_REQUEST_SECONDS", 1.0)
     page = open_page()
 
     async def test(client):
@@ -477,17 +495,19 @@ def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
     run(test)
 
 
-def test_connections_are_bounded(open_page):
+def test_idle_connections_do_not_keep_others_out(open_page):
+    """At 64 connections, the oldest without a viewer is closed for a new one."""
     page = open_page()
     made = [socket.create_connection(("127.0.0.1", page.port), WAIT) for _ in range(70)]
+    for one in made[-3:]:
+        one.sendall(b"GET / HTTP/1.1\r\nHo")
+    assert b"200 OK" in _raw(page, _PLAIN)
     end = time.monotonic() + WAIT
-    while len(refused := select.select(made, [], [], 0.1)[0]) < 6 and time.monotonic() < end:
+    while len(closed := select.select(made, [], [], 0.1)[0]) < 7 and time.monotonic() < end:
         pass
+    assert closed == made[:7]
     for one in made:
         one.close()
-    assert len(refused) == 6
-    while b"200 OK" not in _raw(page, _PLAIN):  # the server has not seen yet that they are closed
-        assert time.monotonic() < end
 
 
 @pytest.mark.parametrize(

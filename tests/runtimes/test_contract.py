@@ -175,6 +175,8 @@ def test_a_missing_side_file_is_named(made, tmp_path):
         file.unlink()
         with pytest.raises(ArtifactMissing, match=rf"{file.name}.*copy .* together") as caught:
             Detector(copy.path)
+        named = str(caught.value).partition(", copy ")[2]
+        assert all(one.name in named for one in copy.files)
         assert isinstance(caught.value, FileNotFoundError)
         file.write_bytes(kept)
     with pytest.raises(ArtifactMissing, match="there is no file"):

@@ -151,9 +151,9 @@ CHANGES = {
 }
 
 
-def foreign(form, path, *, batch=2, change=None, metadata=None):
+def foreign(form, path, *, batch=2, size=SIZE, change=None, metadata=None):
     """Write the model as another exporter would; ``change`` edits the graph."""
-    height, width = SIZE
+    height, width = size
     model = build_graph(
         fold_checkpoint(CHECKPOINT),
         outputs=MADE_FROM[form],

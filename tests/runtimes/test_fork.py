@@ -71,5 +71,6 @@ def test_children_of_a_busy_engine_open_or_raise(made):
     _fork_while_it_detects(made.artifact.path)
 
 
+@pytest.mark.slow
 def test_children_of_a_busy_checkpoint_open_or_raise(checkpoint):
     _fork_while_it_detects(checkpoint)

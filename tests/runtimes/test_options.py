@@ -178,7 +178,7 @@ def test_images_that_are_not_contiguous(artifact_path):
 @pytest.mark.parametrize("do", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_detector_cannot_be_pickled_or_copied(artifact_path, do):
     with Detector(artifact_path) as detector:
-        for value in (detector, detector._session):
+        for value in (detector, detector._model.session):
             with pytest.raises(DeviceError, match=r"cannot be pickled.*open it there"):
                 do(value)
         assert len(detector(IMAGE)) >= 0

@@ -306,6 +306,10 @@ def test_without_an_interpreter_the_recipe_is_named(artifact, monkeypatch):
     assert "Y7EDGE_RKNN_PYTHON" in rknnrt.misplaced()
     found = environment._check("rknnrt")()
     assert not found.usable and found.reason == rknnrt.misplaced()
+    assert "on a Rockchip board, install rknn-toolkit-lite2: pip install" in rknnrt.misplaced()
+    monkeypatch.setattr(rknnrt.platform, "machine", lambda: "aarch64")
+    with pytest.raises(RuntimeMissing, match=r"pip install rknn-toolkit-lite2$"):
+        opened(artifact)
 
 
 def test_the_devices_of_this_machine(monkeypatch):

@@ -19,7 +19,7 @@ from tests.sources.videos import read_all, write_video
 from y7edge import Detector, Frame, open_source
 from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, SourceError, SourceSkipped
-from y7edge.sources.files import Files
+from y7edge.sources.files import Files, read_ahead
 
 VIDEO = cv2.VideoCapture
 
@@ -355,3 +355,55 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_the_address_of_a_camera_without_its_scheme() -> None:
     with pytest.raises(SourceError, match="starts with rtsp://"):
         open_source("127.0.0.1:8554/belt")
+
+
+def test_files_are_read_ahead_in_their_order(folder: Path) -> None:
+    (folder / "c.png").write_bytes(b"no image")
+    names = [str(folder / name) for name in ("v.avi", "c.png", "a.jpg", "gone.jpg", "b.png")] * 3
+    found: list[tuple[str, int, bool]] = []
+    for path, frames in read_ahead(names):
+        count, is_read = 0, True
+        try:
+            for frame in frames:
+                assert frame.source == path
+                assert number(frame) == (count if path.endswith("avi") else None)
+                count += 1
+        except SourceError as error:
+            assert str(error).startswith(path)
+            is_read = False
+        found.append((path, count, is_read))
+    expected = [(3, True), (0, False), (1, True), (0, False), (1, True)] * 3
+    assert found == [(name, *one) for name, one in zip(names, expected, strict=True)]
+    assert list(read_ahead([])) == []
+
+
+def test_reading_ahead_holds_few_frames(folder: Path) -> None:
+    taken = 0
+
+    def names() -> Any:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield str(folder / ("a.jpg", "v.avi")[taken % 2])
+
+    files = read_ahead(names(), threads=2)
+    for count in range(1, 20):
+        next(files)
+        assert taken <= count + 3
+    files.close()
+    assert taken < 25
+    assert not [t for t in threading.enumerate() if t.name.startswith("y7edge-read")]
+
+
+def test_levels_apply_to_files_that_are_read_ahead(folder: Path) -> None:
+    cv2.imwrite(str(folder / "deep.png"), np.full((8, 8), 2048, np.uint16))
+    ((_, frames),) = list(read_ahead([str(folder / "deep.png")], (0, 4096)))
+    assert int(next(frames).image[0, 0, 0]) == 128
+
+
+def test_the_paths_of_a_folder_are_a_sequence(folder: Path) -> None:
+    opened = open_source(str(folder))
+    assert isinstance(opened, Files)
+    assert list(opened.paths) == [opened.paths[0], *opened.paths[1:]]
+    assert folder / "b.png" in opened.paths
+    assert opened.paths[-1] == folder / "v.avi"

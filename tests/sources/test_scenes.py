@@ -103,3 +103,21 @@ def test_frames_are_cheap():
 def test_invalid_options(options, message):
     with pytest.raises(SourceError, match=message):
         settings_of(options)
+
+
+@pytest.mark.parametrize("fault", ["stall", "hang", "crash", "end", "error"])
+def test_faults_while_there_are_objects(fault):
+    scenes = grabber({"frames": 9, "fault": fault, "after": "2"})
+    assert [scenes.grab(1).timestamp_ns for _ in range(2)] == [0, round(1e9 / 30)]
+    if fault == "end":
+        assert scenes.grab(1) is None
+    elif fault in ("stall", "error"):
+        with pytest.raises(SourceTimeout if fault == "stall" else SourceError, match=fault):
+            scenes.grab(0.01)
+
+
+def test_faults_that_change_images_are_of_the_pattern():
+    with pytest.raises(SourceError, match="fault is 'resize', expected one of stall, hang"):
+        grabber({"fault": "resize"})
+    with pytest.raises(SourceError, match="fault=error"):
+        grabber({"fault": "error", "after": -1})

@@ -212,6 +212,7 @@ def lateness(grabber, count):
     return longest
 
 
+@pytest.mark.slow
 def test_opencv_returns_no_old_frames(server):
     """After opening, and after a pause of the reading thread; without a pause, it is 0.14 s."""
     found = []

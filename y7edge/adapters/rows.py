@@ -1,7 +1,8 @@
 """Detections as rows of a table, and writers of .jsonl, .csv and .parquet files.
 
-The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row:
-``Detections.to_dict`` keeps such frames.
+The columns are those of ``COLUMNS``, one row per detection. A frame without detections has no row.
+In tables of *every frame* it has one, in which the columns of a detection are None, a source that
+cannot be read has one too, and the column ``ERROR`` follows the others.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ COLUMNS = {
 }
 """Names and Arrow types of the columns, in their order; "float" is float32."""
 
+ERROR = "error"
+"""Name of the last column of tables of every frame, a string: why a source cannot be read."""
+_EVERY_FRAME = {**COLUMNS, ERROR: "string"}
+
 _JSON_START = b'{"source": '  # of each line
 _GROUP = 50_000  # rows of a row group of a Parquet file
 _CHUNK = 1 << 16  # bytes that are read at once from the end of a file
@@ -51,13 +56,7 @@ def rows(detections: Detections) -> list[Row]:
     Boxes are in pixels of the image, rounded to 3 decimals, confidences to 6, as in
     ``Detections.to_dict``.
     """
-    frame = {
-        "source": detections.source,
-        "timestamp_ns": detections.timestamp_ns,
-        "frame_id": detections.frame_id,
-        "image_width": int(detections.image_wh[0]),
-        "image_height": int(detections.image_wh[1]),
-    }
+    frame = _of_frame(detections)
     return [
         {
             **frame,
@@ -69,10 +68,48 @@ def rows(detections: Detections) -> list[Row]:
             "class_id": one.class_id,
             "class_name": one.class_name,
             "tracker_id": one.tracker_id,
-            "model_id": detections.model_id,
         }
         for one in detections
     ]
+
+
+def frame_rows(detections: Detections) -> list[Row]:
+    """Return the rows of a frame for tables of every frame: at least one."""
+    return [{**row, ERROR: None} for row in rows(detections) or [_of_frame(detections)]]
+
+
+def error_row(source: str, message: str) -> Row:
+    """Return the row of a source that cannot be read, for tables of every frame."""
+    return {**dict.fromkeys(COLUMNS), "source": source, ERROR: message}
+
+
+def arrow_table(found: list[Row], *, every_frame: bool = False) -> Any:
+    """Return rows as a pyarrow.Table; bytes of file names that are not UTF-8 are escaped.
+
+    Raises:
+        RuntimeMissing: pyarrow is not installed.
+    """
+    plain = [{name: _utf8(value) for name, value in row.items()} for row in found]
+    return load_pyarrow().Table.from_pylist(plain, _schema(every_frame))
+
+
+def _schema(every_frame: bool) -> Any:
+    pyarrow = load_pyarrow()
+    columns = _EVERY_FRAME if every_frame else COLUMNS
+    return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
+
+
+def _of_frame(detections: Detections) -> Row:
+    """Return a row in which only the columns of the frame and the model are known."""
+    return {
+        **dict.fromkeys(COLUMNS),
+        "source": detections.source,
+        "timestamp_ns": detections.timestamp_ns,
+        "frame_id": detections.frame_id,
+        "image_width": int(detections.image_wh[0]),
+        "image_height": int(detections.image_wh[1]),
+        "model_id": detections.model_id,
+    }
 
 
 class RowWriter(AbstractContextManager["RowWriter"]):
@@ -91,6 +128,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
     Args:
         path: the file.
         append: add to an existing .jsonl or .csv file.
+        every_frame: write a table of every frame; see ``add_error``.
 
     Raises:
         ConfigError: the suffix is unknown, or a Parquet file is to be appended to.
@@ -98,8 +136,12 @@ class RowWriter(AbstractContextManager["RowWriter"]):
         RuntimeMissing: pyarrow is not installed.
     """
 
-    def __init__(self, path: Path | str, *, append: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, *, append: bool = False, every_frame: bool = False
+    ) -> None:
         self._path = Path(path)
+        self._every_frame = every_frame
+        self._columns = _EVERY_FRAME if every_frame else COLUMNS
         self._stack = ExitStack()
         suffix = self._path.suffix.lower()
         if suffix not in (".jsonl", ".csv", ".parquet"):
@@ -125,9 +167,18 @@ class RowWriter(AbstractContextManager["RowWriter"]):
             OutputError: they cannot be written.
             DataError: a number is too large for its column in a Parquet file.
         """
-        if found := rows(detections):
+        if found := frame_rows(detections) if self._every_frame else rows(detections):
             with writing("the rows", self._path):
                 self._write(found)
+
+    def add_error(self, source: str, message: str) -> None:
+        """Write the row of a source that cannot be read; only with ``every_frame``.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing("the rows", self._path):
+            self._write([error_row(source, message)])
 
     def close(self) -> None:
         """Finish the file; can be called twice.
@@ -147,7 +198,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
 
     def _text(self, stack: ExitStack, suffix: str, append: bool) -> Callable[[list[Row]], None]:
         encode = _csv if suffix == ".csv" else _json
-        header = _csv_line(COLUMNS) if suffix == ".csv" else b""
+        header = _csv_line(self._columns) if suffix == ".csv" else b""
         start = header or _JSON_START
         if append:
             require_replaceable(self._path, folder=False)
@@ -156,7 +207,7 @@ class RowWriter(AbstractContextManager["RowWriter"]):
                 self._check_start(start)
             stream = stack.enter_context(self._path.open("ab", buffering=0))
             stack.callback(os.fsync, stream.fileno())
-            _cut_last_row(stream, self._path)
+            cut_last_line(stream, self._path)
             is_new = not os.fstat(stream.fileno()).st_size
         else:
             temporary = stack.enter_context(atomic_write(self._path))
@@ -176,18 +227,15 @@ class RowWriter(AbstractContextManager["RowWriter"]):
             )
 
     def _parquet(self, stack: ExitStack) -> Callable[[list[Row]], None]:
-        with needing("pyarrow", "parquet", "writing Parquet files"):
-            import pyarrow
-            import pyarrow.parquet
-        fields = [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-        schema = pyarrow.schema(fields)
+        pyarrow = load_pyarrow()
         temporary = stack.enter_context(atomic_write(self._path))
+        schema = _schema(self._every_frame)
         file = stack.enter_context(pyarrow.parquet.ParquetWriter(str(temporary), schema))
         waiting: list[Row] = []
 
         def flush() -> None:
             if waiting:
-                file.write_table(pyarrow.Table.from_pylist(waiting, schema))
+                file.write_table(arrow_table(waiting, every_frame=self._every_frame))
                 waiting.clear()
 
         def write(found: list[Row]) -> None:
@@ -195,12 +243,20 @@ class RowWriter(AbstractContextManager["RowWriter"]):
                 for name in ("timestamp_ns", "frame_id"):
                     if row[name] is not None and not -(1 << 63) <= row[name] < 1 << 63:
                         raise DataError(f"{name} is {row[name]}, which is more than 64 bits")
-            waiting.extend({name: _utf8(value) for name, value in row.items()} for row in found)
+            waiting.extend(found)
             if len(waiting) >= _GROUP:
                 flush()
 
         stack.push(lambda kind, *_: flush() if kind is None else None)
         return write
+
+
+def load_pyarrow() -> Any:
+    """Import pyarrow, with its module ``parquet``, or raise RuntimeMissing."""
+    with needing("pyarrow", "parquet", "writing Parquet files"):
+        import pyarrow
+        import pyarrow.parquet
+    return pyarrow
 
 
 def _json(found: list[Row]) -> bytes:
@@ -231,7 +287,7 @@ def _write_all(stream: BinaryIO, content: bytes) -> None:
         view = view[stream.write(view) :]
 
 
-def _cut_last_row(stream: BinaryIO, path: Path) -> None:
+def cut_last_line(stream: BinaryIO, path: Path) -> None:
     """Remove what follows the last line break of a file."""
     end = os.fstat(stream.fileno()).st_size
     with path.open("rb") as content:

@@ -82,6 +82,7 @@ class Tracker:
         self._byte_track: Any = trackers.ByteTrackTracker
         self._now = 0.0  # seconds
         self._last: tuple[int | None, int | None] | None = None  # timestamp_ns, frame_id
+        self._names: tuple[str, ...] | None = None
         self._sources: deque[str | None] = deque(maxlen=_EARLIER)
         self._tracks: dict[int, Any] = {}  # by class
         self._ids: dict[tuple[int, int], int] = {}  # by class and the id of its tracker
@@ -106,7 +107,8 @@ class Tracker:
         """
         self._check_source(detections)
         elapsed = self._elapsed(detections)
-        if elapsed is None or elapsed > self._lost:
+        renamed, self._names = self._names not in (None, detections.names), detections.names
+        if renamed or elapsed is None or elapsed > self._lost:
             self.reset()
             elapsed = 1 / self._rate
         self._last = detections.timestamp_ns, detections.frame_id

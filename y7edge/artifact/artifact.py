@@ -56,8 +56,8 @@ def require_files(files: Sequence[Path]) -> None:
             if not is_folder(file):
                 require_regular(file)
         except FileNotFoundError as error:
-            whole = " and ".join(f.name for f in files)
-            hint = f"{files[0].name} needs it, copy {whole} together"
+            *others, last = (f.name for f in files)
+            hint = f"{files[0].name} needs it, copy {', '.join(others)} and {last} together"
             if file == files[0]:
                 hint = "export one with `y7edge export`"
             raise ArtifactMissing(f"there is no file {file}: {hint}") from error

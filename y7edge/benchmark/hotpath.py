@@ -182,7 +182,7 @@ def measure_overhead(
 
 
 def with_model(gate: Gate, ratio: float, engine_ms: float) -> Gate:
-    """Return the gate with the result of :func:`measure_overhead` for ``Session.infer``."""
+    """Return the gate with the result of ``measure_overhead`` for ``Session.infer``."""
     limit = max(OVERHEAD, 1 + OVERHEAD_MS / engine_ms)
     return replace(gate, model=round(ratio, 4), model_limit=round(limit, 4))
 

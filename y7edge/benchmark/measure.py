@@ -196,7 +196,7 @@ def open_measured(
 def compare_files(
     paths: Sequence[Path], *, threads: int | None = None, runs: int = 100
 ) -> list[Report]:
-    """Open artifacts, measure them in turn (see :func:`compare`), and close them."""
+    """Open artifacts, measure them in turn (see ``compare``), and close them."""
     with ExitStack() as stack:
         opened = []
         for path in paths:
@@ -215,7 +215,7 @@ def benchmark(
     runs: int = 100,
     gate: bool = False,
 ) -> Report:
-    """Measure one open detector; see :func:`compare`."""
+    """Measure one open detector; see ``compare``."""
     return compare(
         [OpenedDetector(detector, artifact, threads)], warmup=warmup, runs=runs, gate=gate
     )[0]

@@ -65,7 +65,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of :func:`measure_power`: the power, or why it was not measured."""
+    """The result of ``measure_power``: the power, or why it was not measured."""
 
     power: Power | None = None
     problem: str | None = field(default=None)

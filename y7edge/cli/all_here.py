@@ -35,14 +35,14 @@ def export_all(
     Raises:
         typer.BadParameter: an option of a single artifact was given.
     """
-    from y7edge.export.everything import Order, export_all, require_none_refused
+    from y7edge.export.everything import ExportPlan, export_all, require_none_refused
     from y7edge.export.proof.accuracy import Baseline
     from y7edge.nn.source import open_checkpoint
 
     _require_offered(context)
     say_random(checkpoint)
     model, stem, (given, split) = open_checkpoint(checkpoint), Path(checkpoint).stem, data
-    order = Order(
+    plan = ExportPlan(
         model,
         out or Path(f"{stem}-all"),
         stem,
@@ -51,7 +51,7 @@ def export_all(
         *calibration,
         images,
     )
-    found = export_all(order, note)
+    found = export_all(plan, note)
     head = ("target", "precision", "state", "MB", "s", "parity", "mAP", "drop", "ms")
     fields = ("megabytes", "seconds", "parity", "map50_95", "drop", "ms")
     rows = [
@@ -67,9 +67,9 @@ def export_all(
         *([""] if remarks else []),
         *_words(remarks),
         "",
-        f"in {order.folder}",
+        f"in {plan.folder}",
     ]
-    show({"artifacts": found, "folder": order.folder}, lines, as_json=as_json)
+    show({"artifacts": found, "folder": plan.folder}, lines, as_json=as_json)
     require_none_refused(found)
 
 

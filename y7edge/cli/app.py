@@ -29,9 +29,10 @@ from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
 from y7edge.cli.diff import diff
 from y7edge.cli.export import export
-from y7edge.cli.grouped import Grouped
+from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.info import info
 from y7edge.cli.live import live
+from y7edge.cli.logs import Remarks
 from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
@@ -49,26 +50,35 @@ from y7edge.text import one_line
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
 
-# An example of each command, shown below its options.
-COMMANDS: dict[Callable[..., None], str] = {
-    train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
-    val: "y7edge val tiny.onnx --data data.yaml --json",
-    soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
-    predict: "y7edge predict tiny.onnx images/ --save out/",
-    live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
-    export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
-    audit: "y7edge audit yolov7-w6 --target kl720",
-    build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
-    calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out images",
-    sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
-    optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
-    verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
-    diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
-    selftest: "y7edge selftest tiny.onnx",
-    benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",
-    info: "y7edge info yolov7-w6",
-    check: "y7edge check",
+# The commands by section of `y7edge --help`, each with an example that its help shows.
+SECTIONS: dict[str, dict[Callable[..., None], str]] = {
+    "Data and training": {
+        train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
+        val: "y7edge val tiny.onnx --data data.yaml --json",
+        soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
+    },
+    "Export": {
+        export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
+        optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
+        sensitivity: "y7edge sensitivity best.safetensors --data data.yaml --map 50",
+        calibration: "y7edge calibration tiny.onnx --data data.yaml --form png-list --out calib",
+        audit: "y7edge audit yolov7-w6 --target kl720",
+        verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
+        diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
+    },
+    "On the device": {
+        build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+        selftest: "y7edge selftest tiny.onnx",
+        benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",
+        predict: "y7edge predict tiny.onnx images/ --save out/",
+        live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
+    },
+    "Information": {
+        info: "y7edge info yolov7-w6",
+        check: "y7edge check",
+    },
 }
+COMMANDS = {command: text for section in SECTIONS.values() for command, text in section.items()}
 # Command -> extras that it needs. If a package is missing, the message names all of them.
 EXTRAS = {
     "train": "train",
@@ -87,15 +97,22 @@ EXTRAS = {
 
 app = typer.Typer(
     name="y7edge",
-    add_completion=False,
+    cls=Sections,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`y7edge COMMAND --help` explains a command and gives an example.",
+    # NO_COLOR (no-color.org) is known to rich, but not to click. None: colours on a terminal only.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "color": False if os.environ.get("NO_COLOR") else None,
+    },
+    epilog="`y7edge COMMAND --help` explains a command and has an example. Exit codes: 0 success, "
+    "1 other error, 2 usage, 3 missing package, 4 failed gate, 130 interrupted.",
 )
-for _command, _example in COMMANDS.items():
-    app.command(cls=Grouped, epilog=f"\b\nExample:\n  {_example}")(_command)
 app.add_typer(data)
+for _title, _section in SECTIONS.items():
+    for _command, _example in _section.items():
+        _epilog = f"\b\nExample:\n  {_example}"
+        app.command(cls=Grouped, epilog=_epilog, rich_help_panel=_title)(_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -125,7 +142,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
     open_streams()
-    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(handlers=[Remarks()], level=logging.WARNING)
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         # Handle SIGTERM like Ctrl-C, so that temporary files are removed; and SIGHUP, the end of
@@ -147,16 +164,26 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _is_interrupt(error):
+            note("interrupted")
+            return INTERRUPTED
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
         message, code = _explain(hidden_behind(error) or error, (arguments or [""])[0])
-        note(f"error: {one_line(message)}")
+        note(f"error: {one_line(message)}", logging.ERROR)
         return code
     if not arguments:
         return 2
     if result == INTERRUPTED:  # also returned by newer versions of typer
         note("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether a signal caused an error: an engine that is imported raises ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _explain(error: Any, command: str) -> tuple[str, int]:
@@ -190,13 +217,4 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    note(f"warning: {one_line(str(message))}")
-
-
-class _Remarks(logging.Handler):
-    """Print the warnings of libraries' loggers on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line; those of other packages with the name of the logger."""
-        logger = "" if record.name.split(".")[0] == "y7edge" else f"{record.name}: "
-        note(one_line(f"{record.levelname.lower()}: {logger}{self.format(record)}"))
+    note(f"warning: {one_line(str(message))}", logging.WARNING)

@@ -9,24 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from y7edge.artifact.description import Outputs, require_size
 from y7edge.cli.console import show, table, to_json
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import ImageSize, Json, Model, Size, out_file
+from y7edge.cli.options import ImageSize, Json, Model, Size, completion, out_file
 from y7edge.errors import ConfigError, GateError
 from y7edge.files import write_text, writing
-from y7edge.models import registry, weights
 from y7edge.text import printable
 
 if TYPE_CHECKING:
     from y7edge.export.audit.chips import Chip
     from y7edge.export.audit.verdicts import Audit
 
+
+def _chips(incomplete: str) -> list[str]:
+    from y7edge.export.audit.chips import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 _Chip = Annotated[
     str | None,
     typer.Option(
         "--target",
         metavar="CHIP",
+        autocompletion=_chips,
         help="Name of a chip, such as kl520, or a table of your own (.yaml); default: all chips.",
     ),
 ]
@@ -35,13 +41,18 @@ _Chips = Annotated[
 ]
 _Outputs = Annotated[
     str | None,
-    typer.Option(metavar="{outputs}", help="Outputs of the graph; default: heads."),
+    typer.Option(
+        metavar="OUTPUTS",
+        autocompletion=completion("outputs"),
+        help="Outputs of the graph: {outputs}; default: heads.",
+    ),
 ]
 _Rewrites = Annotated[
     list[str] | None,
     typer.Option(
         "--rewrite",
         metavar="NAME",
+        autocompletion=completion("rewrites"),
         help="Rewrite a part of the graph; repeatable: {rewrites}, or auto: what the chip needs.",
     ),
 ]
@@ -63,11 +74,12 @@ def audit(
     out: _Out = None,
     as_json: Json = False,
 ) -> None:
-    """Say which operators of a model run on a chip, which the CPU runs, and which are refused.
+    """Find out which operators of a model run on a chip.
 
-    The verdicts come from tables made from the vendors' documents. No vendor's software is needed.
-    For a variant or a checkpoint, also finds the rewrites, activation or input size after which
-    the model fits, and checks them. For an artifact or an ONNX file, only the graph is read.
+    The others are run by the CPU, or the vendor's converter refuses the graph. The verdicts come
+    from tables made from the vendors' documents. No vendor's software is needed. For a variant or a
+    checkpoint, also finds the rewrites, activation or input size after which the model fits, and
+    checks them. For an artifact or an ONNX file, only the graph is read.
 
     With --target, prints one line for each kind of operator, and the export command to run next;
     the exit code is 4 if the vendor's converter, or the target, refuses the graph. Without
@@ -99,9 +111,11 @@ def _auditor(
     model: str, imgsz: ImageSize | None, outputs: str | None, rewrites: list[str]
 ) -> Callable[[Chip], Audit]:
     """Return a function that audits the model for a chip; read the model once."""
+    from y7edge.artifact.description import Outputs, require_size
     from y7edge.export.audit.cures import Subject, audit_spec
     from y7edge.export.audit.facts import load_structure
     from y7edge.export.audit.verdicts import audit_structure
+    from y7edge.models import registry, weights
 
     kind = kind_of(model)
     if kind == "artifact":

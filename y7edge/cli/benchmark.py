@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from y7edge.cli.console import show, table
-from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Names, Size
+from y7edge.cli.models import kind_of, open_detector
+from y7edge.cli.options import Backend, Device, Json, Names, Size, variants
 
 if TYPE_CHECKING:
     from y7edge.benchmark.measure import Report
 
 _Models = Annotated[
     list[str],
-    typer.Argument(metavar="ARTIFACT...", help="Artifacts, checkpoints or names of variants."),
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=variants,
+        help="Variants' names (random weights), checkpoints or artifacts.",
+    ),
 ]
 _Gate = Annotated[
     bool, typer.Option("--gate", help="Exit with 4 if the code around the engine is too slow.")
@@ -68,18 +72,21 @@ def benchmark(
     power_interval: _PowerInterval = 100,
     as_json: Json = False,
 ) -> None:
-    """Measure latency by stage: preprocessing, network, postprocessing, end to end.
+    """Measure latency by stage.
 
-    All artifacts are opened first, then run in turn. For comparison, the engine's own API is run on
-    the same input. The report of several artifacts ends with a table of the medians. --json prints
-    one line with a JSON object for each artifact and number of threads. --gate measures
-    preprocessing and postprocessing relative to one cv2.resize in the same run, and compares them
-    with a budget. The network may take 3 % longer than with the engine's own API.
-    On a Jetson, each artifact then runs alone for some seconds while tegrastats
-    samples the power of the board, and the energy per frame in mJ is reported.
+    The stages are preprocessing, network, postprocessing, and end to end, in ms. All artifacts are
+    opened first, then run in turn. For comparison, the engine's own API is run on the same input.
+    The report of several artifacts ends with a table of the medians. --json prints one line with a
+    JSON object for each artifact and number of threads. --gate measures preprocessing and
+    postprocessing relative to one cv2.resize in the same run, and compares them with a budget. The
+    network may take 3 % longer than with the engine's own API. On a Jetson, each artifact then runs
+    alone for some seconds while tegrastats samples the power of the board, and the energy per frame
+    in mJ is reported.
     """
     from y7edge.benchmark.measure import compare, open_measured
 
+    for model in models:
+        kind_of(model)  # all must exist before the first one is opened, which may take long
     opener = partial(open_detector, imgsz=imgsz, names=names, backend=backend, device=device)
     with ExitStack() as stack:
         opened = []

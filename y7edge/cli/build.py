@@ -11,7 +11,6 @@ from y7edge.cli.export import (
     Data,
     MaxMapDrop,
     Out,
-    Split,
     Target,
     TargetOptions,
     Unverified,
@@ -20,12 +19,14 @@ from y7edge.cli.export import (
     target_options,
 )
 from y7edge.cli.gate import report_even_if_failed
-from y7edge.cli.options import Artifact, Device, Json
+from y7edge.cli.options import Artifact, Device, Json, Split, completion
 
 _Precision = Annotated[
     str | None,
     typer.Option(
-        metavar="{precisions}", help="Of weights and arithmetic; default: as in ARTIFACT."
+        metavar="PRECISION",
+        autocompletion=completion("precisions"),
+        help="{precisions}; default: that of ARTIFACT.",
     ),
 ]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from y7edge.cli.console import facts, note, show
-from y7edge.cli.data import bar
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import Json, Size
+from y7edge.cli.options import Json, Size, completion
+from y7edge.cli.progress import Progress
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ _Data = Annotated[
     Path,
     typer.Option(metavar="DATA", help="Data set; its split train is used; or a folder of images."),
 ]
-_Form = Annotated[str, typer.Option(metavar="{forms}", help="Form of the files.")]
+_Form = Annotated[
+    str,
+    typer.Option(
+        metavar="FORM", autocompletion=completion("forms"), help="Form of the files: {forms}."
+    ),
+]
 _Out = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the files.")]
 _Count = Annotated[int, typer.Option(min=1, help="Number of images.")]
 
@@ -35,10 +40,10 @@ def calibration(
     imgsz: Size = None,
     as_json: Json = False,
 ) -> None:
-    """Write calibration images, letterboxed as MODEL reads them, for a vendor's quantiser.
+    """Write calibration images for a vendor's quantiser.
 
-    The images are those that `y7edge export --calib DATA` chooses. FOLDER must not exist or must be
-    empty.
+    They are letterboxed as MODEL reads them. The images are those that `y7edge export --calib DATA`
+    chooses. FOLDER must not exist or must be empty.
     """
     from y7edge.export.calibration import choose_images
     from y7edge.export.calibration_files import require_form, require_new, write
@@ -49,8 +54,8 @@ def calibration(
     chosen = choose_images(data, manifest.names, count=images)
     for warning in chosen.warnings:
         note(warning)
-    with bar("images") as progress:
-        made = write(chosen, manifest.input, out, form, progress=progress)
+    with Progress("images") as progress:
+        made = write(chosen, manifest.input, out, form, progress=progress.update)
     record: dict[str, Any] = {
         "path": made,
         "form": form,

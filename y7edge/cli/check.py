@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     from y7edge.jetson import Jetson
 
 
-def check(as_json: Json = False) -> None:
-    """Show which packages are installed, which backends are usable, and which targets can be built.
+_Row = tuple[str, ...]
 
-    The exit code is 3 if detection cannot run here.
+
+def check(as_json: Json = False) -> None:
+    """Show what is installed and usable on this machine.
+
+    These are packages, backends that can run artifacts, and targets that can be built, each with
+    the reason; the CPU's features and limits; on a Jetson also its state. The exit code is 3 if
+    detection cannot run here.
     """
     from y7edge.environment import check as look
     from y7edge.export.targets.registry import converters
@@ -96,15 +102,30 @@ def _jetson(board: Jetson) -> list[str]:
     ]
 
 
+_RECIPE = re.compile(r": (python[\d.]* -m venv .+)")
+
+
+def _shortened(rows: list[_Row], recipes: dict[str, int]) -> list[_Row]:
+    """Replace the commands that make an environment by a number; add them to ``recipes``."""
+    return [
+        (*most, _RECIPE.sub(lambda m: f": see [{recipes.setdefault(m[1], len(recipes) + 1)}]", why))
+        for *most, why in rows
+    ]
+
+
 def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
     opencv = report.opencv
     video = ", ".join(opencv["video"]) or "none"
     found = f"{opencv['version']}, video: {video}" if opencv["installed"] else opencv["problem"]
-    backends = [(b.name, "yes" if b.usable else "no", b.reason) for b in report.backends]
+    recipes: dict[str, int] = {}
+    backends = _shortened(
+        [(b.name, "yes" if b.usable else "no", b.reason) for b in report.backends], recipes
+    )
     purposes = [
         (purpose, "yes" if ready else "no: needs " + ", ".join(report.missing[purpose]))
         for purpose, ready in report.ready.items()
     ]
+    targets = _shortened([_converter(one) for one in converters], recipes)
     packages = [(name, version or "not installed") for name, version in report.packages.items()]
     return [
         f"y7edge {report.y7edge}, Python {report.python}, {report.system}",
@@ -116,7 +137,8 @@ def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
         "",
         *table([("backend", "usable", "why"), *backends]),
         "",
-        *table([("target", "export", "build", "why"), *map(_converter, converters)]),
+        *table([("target", "export", "build", "why"), *targets]),
+        *(f"[{number}] {recipe}" for recipe, number in recipes.items()),
         "",
         *table([("package", "version"), *packages]),
         *(f"warning: {text}" for text in report.empty),

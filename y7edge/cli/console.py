@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -17,8 +18,6 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from y7edge.text import printable
 
@@ -45,7 +44,8 @@ def _plain(value: Any) -> Any:
         return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    numpy = sys.modules.get("numpy")  # whose import is slow
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
@@ -59,10 +59,27 @@ def show(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
     print(to_json(record) if as_json else "\n".join(map(printable, lines)), flush=True)
 
 
-def note(text: str) -> None:
-    """Print a remark of one line on standard error."""
+# Levels of sd-daemon(3), by those of logging.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
+def note(text: str, level: int = logging.INFO) -> None:
+    """Print one line on standard error; ``level``, of logging, is its priority in the journal."""
+    start = f"<{_PRIORITIES.get(level, 2)}>" if _is_journal() else ""
     with suppress(OSError):  # ignore a full disk or a closed pipe
-        print(printable(text), file=sys.stderr, flush=True)
+        print(start + printable(text), file=sys.stderr, flush=True)
+
+
+def _is_journal() -> bool:
+    """Return whether standard error is the journal of systemd: see ``JOURNAL_STREAM``."""
+    stated = os.environ.get("JOURNAL_STREAM")
+    if not stated:
+        return False
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # it is closed, or not a file
+        return False
+    return stated == f"{found.st_dev}:{found.st_ino}"
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from y7edge.cli.console import note, show
+from y7edge.cli.grouped import Grouped, Sections
 from y7edge.cli.options import Json, out_file
+from y7edge.cli.progress import Progress
 from y7edge.errors import GateError
-from y7edge.text import printable
+from y7edge.text import counted, printable
 
 if TYPE_CHECKING:
     from y7edge.data.check.examine import Report
 
 EXAMPLE = "y7edge data check data.yaml --save report.html"
 
-data = typer.Typer(name="data", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(name="data", cls=Sections, no_args_is_help=True, rich_markup_mode=None)
 
 _Data = Annotated[
     Path,
@@ -36,12 +36,22 @@ _Fix = Annotated[
     Path | None,
     typer.Option("--fix", metavar="OUT", help="Write a cleaned copy to OUT; DATA is not changed."),
 ]
+_Val = Annotated[
+    float | None,
+    typer.Option(
+        "--val",
+        min=0.01,
+        max=0.99,
+        metavar="FRACTION",
+        help="With --fix, if there is no split val: fraction of the images of train to move there.",
+    ),
+]
 _Save = Annotated[
     Path | None,
     typer.Option(
         "--save",
         metavar="PAGE.html",
-        help="Write an HTML page with images of the findings.",
+        help="Write an HTML page with images of each class and of the findings.",
         callback=out_file,
     ),
 ]
@@ -54,38 +64,42 @@ def _data() -> None:
     """Check data sets."""
 
 
-@data.command(epilog=f"\b\nExample:\n  {EXAMPLE}")
+@data.command(cls=Grouped, epilog=f"\b\nExample:\n  {EXAMPLE}", rich_help_panel="Data and training")
 def check(
     data: _Data,
     imgsz: _Side = 640,
     fix: _Fix = None,
+    val: _Val = None,
     save: _Save = None,
     as_json: Json = False,
 ) -> None:
-    """Check a data set for problems.
+    """Check a data set, and write a corrected copy.
 
     Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
-    The exit code is 4 if there are errors; warnings and infos do not count. With --fix, a cleaned
-    copy is written, and the exit code depends on the errors in the copy.
+    The exit code is 4 if there are errors; warnings and remarks (info) do not count. With --fix, a
+    cleaned copy is written, and the exit code depends on the errors in the copy. --val makes the
+    split val of the copy; nearly equal images stay in one split.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
     from y7edge.data.check.paths import require_copy, require_page
     from y7edge.data.check.report import write_page
 
+    if val is not None and fix is None:
+        raise typer.BadParameter("needs --fix OUT, because DATA is not changed", param_hint="--val")
     if save is not None:
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
-    with bar("images") as progress:
-        report = examine(data, imgsz=imgsz, progress=progress)
+    with Progress("images") as progress:
+        report = examine(data, imgsz=imgsz, val=val, progress=progress.update)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
     fixed = None
     if fix is not None:
-        with bar("copied") as progress:
-            fixed = write_copy(report, fix, progress=progress)
+        with Progress("copied") as progress:
+            fixed = write_copy(report, fix, progress=progress.update)
         result["fix"] = fixed.record()
     if as_json:
         show(result, (), as_json=True)
@@ -97,24 +111,12 @@ def check(
             show(None, fixed.lines(), as_json=False)
     final = fixed.after if fixed else report
     errors = [finding.check for finding in final.findings if finding.severity == "error"]
-    reasons = [f"{len(errors)} errors ({', '.join(sorted(set(errors)))})"] if errors else []
+    reasons = (
+        [f"{counted(len(errors), 'error')} ({', '.join(sorted(set(errors)))})"] if errors else []
+    )
     reasons += fixed.losses if fixed else ()
     if reasons:
         raise GateError(f"{fix if fixed else data}: {'; '.join(reasons)}")
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar, and yield its update function; None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(report: Report, *, whole: bool) -> None:
@@ -152,5 +154,5 @@ def _print(report: Report, *, whole: bool) -> None:
         console.print(table)
         if any(len(group) > 1 for group in report.by_check().values()) and not whole:
             console.print("first finding of each kind; --save report.html shows more, --json all")
-    counts = [f"{report.count(s)} {s}s" for s in _COLOURS]
+    counts = [counted(report.count(severity), severity) for severity in _COLOURS]
     console.print(", ".join(counts))

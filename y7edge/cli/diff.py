@@ -9,7 +9,7 @@ import typer
 
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Device, Json, Names, Size, Threads
+from y7edge.cli.options import Device, Json, Names, Size, Threads, variants
 
 if TYPE_CHECKING:
     from y7edge.artifact.reports import DiffReport, Side, Stage
@@ -18,6 +18,7 @@ _A = Annotated[
     str,
     typer.Argument(
         metavar="A",
+        autocompletion=variants,
         help="A checkpoint, an artifact, an ONNX file of another exporter, or a variant's name.",
     ),
 ]
@@ -44,12 +45,13 @@ def diff(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two models stage by stage, and name the first difference and its cause.
+    """Find where two models differ, and why.
 
-    The stages are the preprocessed input, each head, the decoded candidates, and the boxes after
-    NMS. Of a graph with NMS, only the boxes after NMS are compared. Each cause is found by a test,
-    such as running A on swapped colour channels. Two artifacts are compared without torch. The exit
-    code is 4 if the models differ by more than the tolerance of the less precise one.
+    Compares them stage by stage, and names the first difference and its cause. The stages are the
+    preprocessed input, each head, the decoded candidates, and the boxes after NMS. Of a graph with
+    NMS, only the boxes after NMS are compared. Each cause is found by a test, such as running A on
+    swapped colour channels. Two artifacts are compared without torch. The exit code is 4 if the
+    models differ by more than the tolerance of the less precise one.
     """
     from y7edge.export.proof.diff import diff as compare
 

@@ -7,49 +7,63 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Device, Images, Json, Size, finite
+from y7edge.cli.options import (
+    RANGES,
+    Checkpoint,
+    Device,
+    Images,
+    Json,
+    Size,
+    Split,
+    completion,
+    finite,
+)
 
 if TYPE_CHECKING:
     from y7edge.artifact.artifact import Artifact
 
-_Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant (random weights)."
-    ),
-]
 Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The artifact; default: CHECKPOINT with the target's suffix."
+        metavar="FILE", help="The artifact; default: the model's name with the target's suffix."
     ),
 ]
 Target = Annotated[
     str,
     typer.Option(
-        metavar="{targets}",
-        help="Kind of artifact to build; export only: all-here, all that can be made on this "
-        "machine.",
+        metavar="TARGET",
+        autocompletion=completion("targets"),
+        help="Kind of artifact: {targets}.",
+    ),
+]
+_ALL = "all-here"
+_Target = Annotated[
+    str,
+    typer.Option(
+        metavar="TARGET",
+        autocompletion=completion("targets", _ALL),
+        help="Kind of artifact: {targets}; or all-here: all that can be made on this machine.",
     ),
 ]
 _Outputs = Annotated[
     str | None,
     typer.Option(
-        metavar="{outputs}",
-        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes; "
-        "default: the target's first, usually heads.",
+        metavar="OUTPUTS",
+        autocompletion=completion("outputs"),
+        help="heads: raw, by level; heads-sigmoid: their sigmoids; decoded: boxes and scores "
+        "before NMS; nms: final boxes; default: the target's first, usually heads.",
     ),
 ]
 _Input = Annotated[
     str | None,
     typer.Option(
-        metavar="{inputs}",
-        help="NCHW, values 0 to 1; or NHWC, values 0 to 255; default: the target's first, usually "
-        "float32.",
+        metavar="float32|uint8",
+        autocompletion=completion("inputs"),
+        help="float32: NCHW, values 0 to 1; uint8: NHWC, values 0 to 255; default: the target's "
+        "first, usually float32.",
     ),
 ]
 _Rewrites = Annotated[
@@ -57,6 +71,7 @@ _Rewrites = Annotated[
     typer.Option(
         "--rewrite",
         metavar="NAME",
+        autocompletion=completion("rewrites"),
         help="Rewrite a part of the graph; repeatable: {rewrites}, or auto: what the target's chip "
         "needs (--option chip=NAME).",
     ),
@@ -64,8 +79,9 @@ _Rewrites = Annotated[
 _Precision = Annotated[
     str | None,
     typer.Option(
-        metavar="{precisions}",
-        help="Precision of the artifact; default: the target's first, usually fp32.",
+        metavar="PRECISION",
+        autocompletion=completion("precisions"),
+        help="{precisions}; default: the target's first, usually fp32.",
     ),
 ]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
@@ -92,7 +108,6 @@ Data = Annotated[
         metavar="DATA", help="Also evaluate the model and the artifact on this data set (mAP)."
     ),
 ]
-Split = Annotated[str, typer.Option(help="Split of --data: train, val or test.")]
 MaxMapDrop = Annotated[
     float | None,
     typer.Option(
@@ -115,15 +130,15 @@ _CalibImages = Annotated[
 _Profile = Annotated[
     str | None,
     typer.Option(
-        metavar="{profiles}",
-        help="Types of activations and weights of the int8 graph; default: the target's.",
+        metavar="PROFILE",
+        autocompletion=completion("profiles"),
+        help="Types of activations and weights of the int8 graph: {profiles}; default: the "
+        "target's.",
     ),
 ]
 _Ranges = Annotated[
     str | None,
-    typer.Option(
-        metavar="minmax|percentile|mse", help="How the ranges of int8 activations are chosen."
-    ),
+    typer.Option(**RANGES, help="How the ranges of int8 activations are chosen."),
 ]
 _QuantizeHeads = Annotated[
     bool, typer.Option("--quantize-heads", help="Quantise the last convolutions too.")
@@ -132,9 +147,9 @@ _QuantizeHeads = Annotated[
 
 def export(
     context: typer.Context,
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     out: Out = None,
-    target: Target = "onnx",
+    target: _Target = "onnx",
     outputs: _Outputs = None,
     input: _Input = None,
     precision: _Precision = None,
@@ -157,11 +172,12 @@ def export(
     quantize_heads: _QuantizeHeads = False,
     as_json: Json = False,
 ) -> None:
-    """Fold a checkpoint, write it as an artifact, and prove the artifact.
+    """Export a checkpoint as an artifact, and prove the artifact.
 
-    The artifact is run in its own engine and compared with the unfolded model. If it deviates by
-    more than the tolerance, or if its mAP on --data drops by more than --max-map-drop, the report
-    is printed, no file is written and the exit code is 4.
+    The checkpoint is folded and converted. Then the artifact is run in its own engine and compared
+    with the unfolded model. If it deviates by more than the tolerance, or if its mAP on --data
+    drops by more than --max-map-drop, the report is printed, no file is written and the exit code
+    is 4.
 
     An int8 artifact needs --data: layers go back to float until the drop of the mAP is accepted.
 
@@ -169,13 +185,11 @@ def export(
     this machine, and the table says how far each was proved: run, emulated, handed over to a
     vendor's converter, or not run. int8 artifacts and hand-overs need --data or --calib.
     """
-    if target == "all-here":
+    if target == _ALL:
         from y7edge.cli.all_here import export_all
 
-        calibration = (calib, calib_images)
-        export_all(
-            context, checkpoint, out, imgsz, images, (data, split), calibration, as_json=as_json
-        )
+        calibration, dataset = (calib, calib_images), (data, split)
+        export_all(context, checkpoint, out, imgsz, images, dataset, calibration, as_json=as_json)
         return
     from y7edge.export.pipeline import export as make
     from y7edge.export.proof.accuracy import Baseline
@@ -234,6 +248,8 @@ def target_options(given: list[str] | None) -> dict[str, str]:
 
 def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
     """Print an artifact's description and proof."""
+    from y7edge.artifact.reports import ParityReport
+
     manifest = artifact.manifest
     record: dict[str, Any] = {
         "artifact": artifact.path,

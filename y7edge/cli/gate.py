@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from y7edge.artifact.reports import DetectionDifference, ParityReport
 from y7edge.cli.console import note, show, table
 from y7edge.errors import ParityError
+
+if TYPE_CHECKING:
+    from y7edge.artifact.reports import DetectionDifference, ParityReport
 
 
 @contextmanager
@@ -16,6 +19,8 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
     try:
         yield
     except ParityError as error:
+        from y7edge.artifact.reports import ParityReport
+
         if as_json and error.report is not None:
             show(error.report.to_dict(), (), as_json=True)
         elif isinstance(error.report, ParityReport):

@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.artifact.description import require_size
-from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show, table
 from y7edge.cli.gate import accuracy_lines
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import Json, Names, Size, out_file
+from y7edge.cli.options import Json, Names, Size, out_file, variants
 from y7edge.errors import ArtifactError, ConfigError
 from y7edge.files import write_text, writing
-from y7edge.models import Spec, registry, shapes
 
 if TYPE_CHECKING:
+    from y7edge.artifact.artifact import Artifact
     from y7edge.artifact.manifest import Manifest
+    from y7edge.models import Spec
 
 _Subject = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A variant's name, a checkpoint or an artifact."),
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=variants,
+        help="A variant's name, a checkpoint or an artifact.",
+    ),
 ]
 _CHeader = Annotated[
     Path | None,
@@ -51,6 +54,8 @@ def info(
     exporter, prints what is assumed about it.
     """
     if c_header is not None:
+        if as_json and str(c_header) == "-":
+            raise ConfigError("--c-header - prints the header: omit --json, or name a file")
         _write_header(model, names, imgsz, c_header)
         if str(c_header) == "-":
             return
@@ -69,6 +74,8 @@ def info(
     elif kind == "checkpoint":
         record = _checkpoint(Path(model), imgsz)
     else:
+        from y7edge.models import registry
+
         record = {"kind": "variant", **_of_spec(registry.get(model), imgsz)}
     show(record, _lines(record), as_json=as_json)
 
@@ -93,6 +100,8 @@ def _write_header(
 
 
 def _variants() -> list[dict[str, Any]]:
+    from y7edge.models import registry
+
     keys = ("name", "parameters", "gflops", "strides", "imgsz")
     records = [_of_spec(registry.get(name), None) for name in registry.names()]
     return [{key: record[key] for key in keys} for record in records]
@@ -100,6 +109,9 @@ def _variants() -> list[dict[str, Any]]:
 
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
     """Return the record of a model, for an input of ``size`` (height, width)."""
+    from y7edge.artifact.description import require_size
+    from y7edge.models import shapes
+
     height, width = size or (spec.imgsz, spec.imgsz)
     require_size(spec, (height, width))
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
@@ -151,12 +163,20 @@ def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None)
     artifact = runtimes.load_any(path, names=names, imgsz=size)
     manifest, foreign = artifact.manifest, artifact.foreign
     record = {**_described(manifest), **_backend(path)}
+    record["files"] = _files(artifact, read=record["backend"] is not None)
     if foreign is None:
         return record
     if "suppression" in foreign.assumed:
         record |= {"strides": [], "thresholds": None}
     unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
     return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
+
+
+def _files(artifact: Artifact, *, read: bool) -> list[Path]:
+    """Return all files of an artifact. ``read``: whether a runtime reads it, and named them."""
+    from y7edge.artifact.artifact import sidecar
+
+    return [*artifact.files, *(() if read else (sidecar(artifact.path),))]
 
 
 def _described(manifest: Manifest) -> dict[str, Any]:
@@ -216,6 +236,8 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "engine": _entries(record.get("engine")),
         "quantization": _quantization(record.get("quantization")),
     }
+    if "files" in record:
+        flat["files"] = " ".join(file.name for file in record["files"])
     if assumed := flat.pop("assumed", None):
         flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
     hidden = ("tools", "source", "meta")
@@ -225,6 +247,8 @@ def _lines(record: dict[str, Any]) -> list[str]:
 def _accuracy(parity: dict[str, Any]) -> str | None:
     if not parity.get("accuracy"):
         return None
+    from y7edge.artifact.reports import ParityReport
+
     return accuracy_lines(ParityReport.from_dict(parity))[0]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from y7edge.cli.console import note, show
+from y7edge.cli.logs import REMARKS, Level, logging_to
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
     Backend,
@@ -30,25 +31,31 @@ from y7edge.cli.options import (
     Threads,
     UsageError,
     finite,
+    out_file,
     out_folder,
 )
-from y7edge.errors import needing
+from y7edge.cli.service import Service
+from y7edge.cli.status_line import StatusLine
+from y7edge.errors import ConfigError, needing
 from y7edge.text import printable
 
 if TYPE_CHECKING:
+    from y7edge.artifact.manifest import Manifest
     from y7edge.detect.detections import Detections
     from y7edge.detect.detector import Detector
     from y7edge.detect.streaming import Stream
     from y7edge.frames import Frame
     from y7edge.live.access import Guard, Listener
+    from y7edge.live.board import Board
     from y7edge.live.feed import Limits
     from y7edge.live.loop import Loop
+    from y7edge.live.operation import Operation
     from y7edge.live.outputs import Outputs
     from y7edge.live.server import Server
     from y7edge.live.window import Window
 
-_NOTE_SECONDS = 60.0  # between two lines about the state, if standard error is not a terminal
-_PAGE, _RESULTS = "Page in the browser", "Results"
+_PAGE, _RESULTS, _SERVICE = "Page in the browser", "Results", "Long runs"
+_log = logging.getLogger(REMARKS)
 
 _Sources = Annotated[
     list[str],
@@ -80,7 +87,13 @@ _Token = Annotated[
 ]
 _Width = Annotated[
     int,
-    typer.Option("--web-width", min=64, max=8192, help="Maximum width.", rich_help_panel=_PAGE),
+    typer.Option(
+        "--web-width",
+        min=64,
+        max=8192,
+        help="Maximum width of an image, pixels.",
+        rich_help_panel=_PAGE,
+    ),
 ]
 _Quality = Annotated[
     int,
@@ -99,7 +112,11 @@ _Rate = Annotated[
 ]
 _Track = Annotated[
     bool,
-    typer.Option("--track", help="Give the same id to the same object.", rich_help_panel=_RESULTS),
+    typer.Option(
+        "--track",
+        help="Track objects: each keeps its id from frame to frame.",
+        rich_help_panel=_RESULTS,
+    ),
 ]
 _Save = Annotated[
     Path | None,
@@ -128,6 +145,42 @@ _SaveHard = Annotated[
         rich_help_panel=_RESULTS,
     ),
 ]
+_Health = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        metavar="[HOST:]PORT",
+        help="Answer GET /health with 200, or with 503 if detection has stopped; the host is "
+        "127.0.0.1 by default.",
+        rich_help_panel=_SERVICE,
+    ),
+]
+_Silence = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.1,
+        callback=finite,
+        help="Time without a result of a source after which it is not healthy.",
+        rich_help_panel=_SERVICE,
+    ),
+]
+_LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=out_file,
+        help="Also log to this file; at 5 MB it is renamed, and 5 older files are kept.",
+        rich_help_panel=_SERVICE,
+    ),
+]
+_LogLevel = Annotated[
+    Level | None,
+    typer.Option(
+        help="Least level that is logged; default: info in the file, warning on standard error.",
+        rich_help_panel=_SERVICE,
+    ),
+]
 _Duration = Annotated[
     float | None,
     typer.Option(
@@ -148,6 +201,10 @@ def live(
     save: _Save = None,
     record: _Record = None,
     save_hard: _SaveHard = None,
+    health: _Health = None,
+    silence: _Silence = 10.0,
+    log_file: _LogFile = None,
+    log_level: _LogLevel = None,
     duration: _Duration = None,
     conf: Conf = None,
     iou: Iou = None,
@@ -170,13 +227,18 @@ def live(
     the timestamp is) and "age_ms" (from the capture until now). Ctrl-C ends the program and prints
     a summary; the exit code is 130, but 0 at the end of a file and after --duration.
     """
-    if web is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
-        raise UsageError("--token is for the page: add --web")
+    if web is health is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
+        raise UsageError("--token is for the page and for the health: add --web or --health")
+    if token == "auto" and web is None and health is not None:
+        raise UsageError("--token auto is printed with the address of the page: choose a token")
+    from y7edge.live.access import new_token
     from y7edge.live.feed import Limits
-    from y7edge.live.loop import Loop, Threshold, opening_conf
-    from y7edge.live.outputs import Outputs
+    from y7edge.live.loop import opening_conf
 
+    token = new_token() if token == "auto" else token  # the same for both
     with ExitStack() as stack:
+        stack.enter_context(logging_to(log_file, log_level))
+        service = stack.enter_context(Service.open(health, token, silence))
         page = None if web is None else stack.enter_context(_Page.open(web, token))
         detector = stack.enter_context(
             open_detector(
@@ -192,28 +254,112 @@ def live(
                 classes=classes or None,
             )
         )
+        limits = Limits(web_width, web_quality, web_rate)
+        kept = _Kept(save, record, save_hard)
+        program = _Program(stack, model, detector, conf, list(sources), track, kept, as_json)
+        program.run(page, limits, service, duration)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The folders in which results are kept."""
+
+    save: Path | None
+    record: Path | None
+    save_hard: Path | None
+
+    def __str__(self) -> str:
+        names = {
+            "videos": self.save,
+            "frames": self.record,
+            "frames to be labelled": self.save_hard,
+        }
+        return ", ".join(name for name, folder in names.items() if folder)
+
+
+class _Program:
+    """The detector, its sources, and what becomes of the results."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        model: str,
+        detector: Detector,
+        conf: float | None,
+        sources: list[str],
+        track: bool,
+        kept: _Kept,
+        as_json: bool,
+    ) -> None:
+        from y7edge.live.loop import Loop, Threshold
+        from y7edge.live.outputs import Outputs
+
+        self._stack, self._model, self._conf, self._kept = stack, model, conf, kept
+        self._detector, self._as_json = detector, as_json
         threshold = Threshold.of(detector.manifest, conf)
-        stream = stack.enter_context(detector.stream(list(sources)))
-        loop = Loop(stream, threshold, _tracking(stream) if track else None)
-        outputs = Outputs(stream.names, detector.names, save, record, save_hard)
-        stack.callback(_print_summary, outputs)  # after the files are complete
-        stack.enter_context(outputs)
-        loop.sinks.append(outputs.add)
+        self.stream = stack.enter_context(detector.stream(sources))
+        self.loop = Loop(self.stream, threshold, _tracking(self.stream) if track else None)
+        self.outputs = Outputs(
+            self.stream.names, detector.names, kept.save, kept.record, kept.save_hard
+        )
+        stack.callback(_print_summary, self.outputs)  # after the files are complete
+        stack.enter_context(self.outputs)
+        self.loop.sinks.append(self.outputs.add)
         if as_json:
-            loop.sinks.append(lambda _, frame, found, __: _print_record(frame, found))
-        view: Window | _StatusLine | None = None
+            self.loop.sinks.append(lambda _, frame, found, __: _print_record(frame, found))
+        self._server: Server | None = None
+
+    def run(
+        self, page: _Page | None, limits: Limits, service: Service, duration: float | None
+    ) -> None:
+        """Show the results until the end."""
+        from y7edge.live.board import Board
+
+        loop, board = self.loop, self._stack.enter_context(Board())
+        view: Window | StatusLine | None = None
         started = ""
         if page is not None:
-            limits = Limits(web_width, web_quality, web_rate)
-            kept = {"videos": save, "frames": record, "frames to be labelled": save_hard}
-            about = {**_about(detector), "recording": ", ".join(k for k, v in kept.items() if v)}
-            server = page.serve(stack, loop, outputs, about, limits)
+            self._server = server = page.serve(
+                self._stack, loop, self.outputs, self._about(), limits, board
+            )
             loop.sinks.append(lambda name, frame, found, _: server.offer(name, frame, found))
             started = f"open {server.url}"
-        elif not as_json:
+        elif not self._as_json:
             view = _window(loop)
-        view = view or _StatusLine(loop, detector.names, as_json)
-        _watch(loop, view, outputs, duration, started)
+        view = view or StatusLine(loop, self._as_json)
+        operation = service.serve(
+            self._stack,
+            self.stream,
+            self.reload,
+            lambda: {"problems": self.outputs.problems(), "board": board.read()},
+        )
+        _watch(loop, view, self.outputs, duration, started, operation)
+
+    def reload(self) -> None:
+        """Load the model again from its path; the links in it may name another folder now."""
+        from y7edge.live.loop import Threshold
+
+        path = Path(self._model)
+        if path.exists():  # all its files are then of one folder; a link to a file keeps its suffix
+            path = path.parent.resolve() / path.name
+        self._detector.swap(path, check=self._check)
+        self.loop.threshold.adopt(Threshold.of(self._detector.manifest, self._conf))
+        if self._server is not None:
+            self._server.show_model(self._about())
+
+    def _check(self, manifest: Manifest) -> None:
+        """Raise ConfigError if a new model does not fit to the options."""
+        from y7edge.live.loop import Threshold
+
+        Threshold.of(manifest, self._conf)
+        if self._kept.save_hard is not None and manifest.names != self._detector.names:
+            raise ConfigError(
+                f"the classes of {manifest.model} differ from those of the data set "
+                f"{self._kept.save_hard}: start the program again with another --save-hard"
+            )
+
+    def _about(self) -> dict[str, Any]:
+        return {**_about(self._detector), "recording": str(self._kept)}
 
 
 def _print_record(frame: Frame, found: Detections) -> None:
@@ -224,15 +370,16 @@ def _print_record(frame: Frame, found: Detections) -> None:
 
 def _print_summary(outputs: Outputs) -> None:
     for line in outputs.summary():
-        note(line)
+        _log.info(line)
 
 
 def _watch(
     loop: Loop,
-    view: Window | _StatusLine,
+    view: Window | StatusLine,
     outputs: Outputs,
     duration: float | None,
     started: str,
+    operation: Operation,
 ) -> None:
     """Run until the sources end, the time is over, or the user ends it; print a summary.
 
@@ -243,20 +390,21 @@ def _watch(
     try:
         loop.start()
         if started:
-            note(started)
+            note(started)  # not to the log, because the address may contain the token
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
             if not view.update() or time.monotonic() >= end:
                 break
+            operation.tick()
             for problem in set(outputs.problems()) - known:
                 known.add(problem)
-                note(f"warning: {problem}; the detection goes on")
+                _log.warning("%s; detection continues", problem)
     finally:
         view.close()  # first: a second Ctrl-C must not leave a terminal without a cursor
         has_ended = loop.stop()
         for line in loop.summary():
-            note(line)
+            _log.info(line)
         if not has_ended:
-            note("the engine is still running, and was not waited for")
+            _log.info("the engine is still running, and was not waited for")
     loop.wait(0)  # raises what happened in the meantime
 
 
@@ -288,12 +436,11 @@ class _Page:
         outputs: Outputs,
         about: Mapping[str, Any],
         limits: Limits,
+        board: Board,
     ) -> Server:
         """Start the server; it stops with the stack."""
-        from y7edge.live.board import Board
         from y7edge.live.server import Server
 
-        board = stack.enter_context(Board())
         server = Server(
             self.listener,
             self.guard,
@@ -319,6 +466,7 @@ def _about(detector: Detector) -> dict[str, Any]:
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return {
         "model": printable(str(info["model"]))[:100],
+        "model_id": info["model_id"],
         "engine": versions or info["backend"],
         "device": info["device"],
         "precision": info["precision"],
@@ -350,62 +498,3 @@ def _window(loop: Loop) -> Window | None:
     window = Window(loop.threshold)
     loop.sinks.append(lambda name, frame, found, _: window.offer(name, frame, found))
     return window
-
-
-class _StatusLine:
-    """One line for each source on standard error, refreshed if that is a terminal."""
-
-    interval = 0.25
-
-    def __init__(self, loop: Loop, names: Sequence[str], quiet: bool) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console(stderr=True)
-        # Records on the same terminal would be mixed with lines that move.
-        moves = console.is_terminal and not (quiet and sys.stdout.isatty())
-        # Records on standard output are not redirected to the terminal.
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
-            if moves
-            else None
-        )
-        self._loop, self._names = loop, names
-        self._next = time.monotonic() + _NOTE_SECONDS
-
-    def update(self) -> bool:
-        """Print the state."""
-        from rich.text import Text
-
-        if self._live is not None:
-            self._live.start()  # does nothing later
-            self._live.update(Text("\n".join(self._lines()), no_wrap=True, overflow="ellipsis"))
-            self._live.refresh()
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + _NOTE_SECONDS
-            for line in self._lines():
-                note(line)
-        return True
-
-    def _lines(self) -> Iterator[str]:
-        rows = self._loop.facts()
-        for row in rows:
-            age = row["age"]
-            objects = (f"{count} {self._names[i]}" for i, count in row["objects"].items())
-            # A terminal may cut the end: the name of the only source is known.
-            parts = [
-                row["state"],
-                ", ".join(objects) or "no objects",
-                *([f"no result for {row['silent']:.0f} s"] if row["silent"] else []),
-                f"{row['rate']:.1f} frames/s",
-                *([f"age p50 {age['p50_ms']:.0f}, p99 {age['p99_ms']:.0f} ms"] if age else []),
-                f"{row['dropped']} dropped",
-                *([row["problem"]] if row["problem"] and row["state"] != "running" else []),
-            ]
-            start = f"{row['name']}: " if len(rows) > 1 else ""
-            yield printable(start + " · ".join(parts))
-
-    def close(self) -> None:
-        """Remove the line."""
-        if self._live is not None:
-            self._live.stop()

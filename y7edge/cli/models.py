@@ -10,8 +10,6 @@ from y7edge.cli.console import note
 from y7edge.cli.options import ImageSize
 from y7edge.errors import ConfigError
 from y7edge.files import is_file, is_folder, reason, require_regular
-from y7edge.models import registry
-from y7edge.models.checkpoint import SUFFIXES
 
 if TYPE_CHECKING:
     from y7edge.detect.detector import Detector
@@ -25,6 +23,9 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
     Raises:
         ConfigError: ``text`` is neither a file nor a variant's name.
     """
+    from y7edge.models import registry
+    from y7edge.models.checkpoint import SUFFIXES
+
     path = Path(text)
     if is_file(path) or (is_folder(path) and not registry.split(text)):
         return "checkpoint" if path.suffix.lower() in SUFFIXES else "artifact"

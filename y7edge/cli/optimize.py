@@ -11,19 +11,21 @@ import typer
 from y7edge.cli.console import note, show, table
 from y7edge.cli.export import Calib
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Images, Json, Size, Threads, finite
+from y7edge.cli.options import (
+    Checkpoint,
+    Images,
+    Json,
+    Size,
+    Split,
+    Threads,
+    completion,
+    finite,
+)
 
 if TYPE_CHECKING:
     from y7edge.export.optimize import Candidate, Choice
 
-_Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant (random weights)."
-    ),
-]
 _Data = Annotated[Path, typer.Option(metavar="DATA", help="Data set for the mAP.")]
-_Split = Annotated[str, typer.Option(help="Split of the data set: train, val or test.")]
 _Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the artifacts and plot.")]
 _Drop = Annotated[
     float,
@@ -32,17 +34,20 @@ _Drop = Annotated[
 _Targets = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", metavar="{targets}", help="Only this target; repeatable; default: all."
+        "--target",
+        metavar="TARGET",
+        autocompletion=completion("targets"),
+        help="Only this target; repeatable; default: all. {targets}.",
     ),
 ]
 _Runs = Annotated[int, typer.Option(min=1, help="Number of measured calls of each artifact.")]
 
 
 def optimize(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     data: _Data,
     out: _Out = Path("optimized"),
-    split: _Split = "val",
+    split: Split = "val",
     imgsz: Size = None,
     max_map_drop: _Drop = 0.01,
     target: _Targets = None,
@@ -52,7 +57,7 @@ def optimize(
     runs: _Runs = 100,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest artifact for this machine whose mAP does not drop too much.
+    """Find the fastest artifact for this machine.
 
     Exports and proves every target and precision whose engine is installed, evaluates each artifact
     on the data set, and measures the latency of all artifacts in turn. Prints a table, which says

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -82,6 +84,60 @@ def out_folder(path: Path | None) -> Path | None:
     return path
 
 
+def completion(kind: str, *others: str) -> Callable[[str], list[str]]:
+    """Return a completion, for shells, of values that the registries know, such as ``targets``.
+
+    ``others``: values that the registries do not know.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        from y7edge.cli.grouped import values
+
+        return [value for value in (*values(kind), *others) if value.startswith(incomplete)]
+
+    return complete
+
+
+def among(*choices: str, metavar: str | None = None) -> dict[str, Any]:
+    """Return the arguments of an option with few values: metavar and completion for shells."""
+    return {
+        "metavar": metavar or "|".join(choices),
+        "autocompletion": lambda incomplete: [c for c in choices if c.startswith(incomplete)],
+    }
+
+
+def variants(incomplete: str) -> list[str]:
+    """Complete a variant's name, or return nothing, so that the shell completes a file."""
+    from y7edge.models import names
+
+    found = [name for name in names() if incomplete and name.startswith(incomplete)]
+    return [] if found and any(Path().glob(f"{incomplete}*")) else found
+
+
+def given(ctx: typer.Context) -> dict[str, list[str]]:
+    """Return the given options and their words, such as ``{"--batch": ["--batch", "8"]}``."""
+    found: dict[str, list[str]] = {}
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        name, value = option.opts[0], ctx.params[option.name or ""]
+        if isinstance(value, bool):
+            name = name if value else option.secondary_opts[0]
+            found[name] = [name]
+        elif isinstance(value, list | tuple):
+            found[name] = [word for item in value for word in (name, str(item))]
+        else:
+            found[name] = [name, str(value)]
+    return found
+
+
+def command_line(ctx: typer.Context) -> str:
+    """Return the command line of this call, quoted for a shell."""
+    words = [word for option in given(ctx).values() for word in option]
+    return shlex.join([*ctx.command_path.split(), *words])
+
+
 Size = Annotated[
     ImageSize | None,
     typer.Option(
@@ -101,10 +157,32 @@ Names = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # The module ``grouped`` replaces names in braces when the help is printed.
-Device = Annotated[str, typer.Option(help="auto, or a device of the backend: {devices}.")]
-Backend = Annotated[
-    str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        autocompletion=completion("devices", "auto"),
+        help="auto, or a device of the backend: {devices}.",
+    ),
 ]
+# The models run in torch, which has other devices than the engines.
+TorchDevice = Annotated[
+    str,
+    typer.Option(
+        **among("auto", "cpu", "cuda", metavar="DEVICE"), help="auto, cpu, cuda or cuda:N."
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="BACKEND",
+        autocompletion=completion("backends", "auto"),
+        help="Runtime for artifacts: auto (the manifest decides), {backends}.",
+    ),
+]
+SPLITS = among("train", "val", "test", metavar="SPLIT")
+Split = Annotated[str, typer.Option(**SPLITS, help="Split of --data: train, val or test.")]
+RANGES = among("minmax", "percentile", "mse")
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -133,13 +211,26 @@ Classes = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Images to compare on, instead of the data set's."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Images to compare on; default: those of --data, else of the training's data set, "
+        "else synthetic scenes.",
+    ),
 ]
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        autocompletion=variants,
         help="A variant's name (random weights), a checkpoint (.safetensors, .pt) or an artifact.",
+    ),
+]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        autocompletion=variants,
+        help="A variant's name (random weights) or a checkpoint (.safetensors, .pt).",
     ),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file made by y7edge export.")]

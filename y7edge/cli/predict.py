@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,11 +27,19 @@ from y7edge.cli.options import (
     Size,
     Threads,
     finite,
-    out_file,
     out_folder,
 )
+from y7edge.cli.progress import Progress
+from y7edge.cli.results import (
+    FolderOptions,
+    Format,
+    PartSize,
+    Resume,
+    ShardOption,
+    into_folder,
+    out_file_or_folder,
+)
 from y7edge.errors import SourceError, SourceSkipped
-from y7edge.text import printable
 
 if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
@@ -68,12 +76,14 @@ _Overlap = Annotated[
 _Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Table of all detections: .jsonl, .csv or .parquet.", callback=out_file
+        metavar="PATH",
+        help="A .jsonl, .csv or .parquet file for all detections, or a folder for many images.",
+        callback=out_file_or_folder,
     ),
 ]
 _Track = Annotated[
     bool,
-    typer.Option("--track", help="Follow objects: each keeps its number from frame to frame."),
+    typer.Option("--track", help="Track objects: each keeps its id from frame to frame."),
 ]
 
 
@@ -89,6 +99,10 @@ def predict(
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
     track: _Track = False,
+    resume: Resume = False,
+    format: Format = None,
+    part_size: PartSize = None,
+    shard: ShardOption = None,
     names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
@@ -102,7 +116,12 @@ def predict(
     [{"xyxy", "confidence", "class_id", "class_name"}]}, with boxes in pixels of the image. Frames
     of a video also have "frame_id", from 0, and "timestamp_ns", the position in the video. Files
     that cannot be read are reported, the other files are processed, and the exit code is 1.
+
+    --out FOLDER writes the results of many files as part files. If the process is killed, the same
+    command with --resume continues. --json then prints the counts.
     """
+    options = FolderOptions(resume, format, part_size, shard, tile, overlap)
+    folder = options.check(out, save=save is not None, track=track)
     with ExitStack() as stack:
         opened = stack.enter_context(_open(source))
         detector = stack.enter_context(
@@ -121,6 +140,10 @@ def predict(
                 overlap=overlap,
             )
         )
+        if folder is not None:
+            detect = partial(_of_frame, detector)
+            into_folder(detector, opened, detect, folder, options, as_json=as_json)
+            return
         tracked = _Tracked() if track else None
         sinks = list(_sinks(stack, save, out))
         count, failures = _detect(detector, opened, tracked, sinks, as_json=as_json)
@@ -186,9 +209,9 @@ def _detect(
     use_levels(source, detector.manifest.input.levels)
     count = 0
     failures: dict[str, SourceError] = {}  # once, also if the files are read again
-    with _Progress(source) as progress:
+    with Progress(source.name, also_stdout=False) as progress:
         for frame in _frames(source):
-            progress.update()
+            progress.update(getattr(source, "progress", 0.0))
             count += 1
             if isinstance(frame, SourceError):
                 failures[str(frame)] = frame
@@ -224,33 +247,6 @@ class _Tracked:
             self._tracker, self._of = self._make(frame.rate), of
         # Still images are one sequence, although each is a source.
         return replace(self._tracker.update(replace(found, source=of)), source=found.source)
-
-
-class _Progress(AbstractContextManager["_Progress"]):
-    """Show the progress of a long input, if only standard error is a terminal."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._bar: Any = None
-        if sys.stderr.isatty() and not sys.stdout.isatty():
-            from rich.console import Console
-            from rich.markup import escape
-            from rich.progress import Progress
-
-            self._bar = Progress(
-                console=Console(stderr=True), transient=True, redirect_stdout=False
-            )
-            self._task = self._bar.add_task(escape(printable(source.name)), total=1.0)
-            self._bar.start()
-
-    def update(self) -> None:
-        """Show how much was read."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=getattr(self._source, "progress", 0.0))
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def _frames(source: Source) -> Iterator[Frame | SourceError]:

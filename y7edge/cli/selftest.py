@@ -19,11 +19,12 @@ def selftest(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Check that an artifact is unchanged and computes the proved outputs on this machine.
+    """Repeat an artifact's proof on this machine.
 
-    Needs neither torch nor the checkpoint, because the artifact contains probes: generated inputs,
-    and samples of the model's outputs for them. The exit code is 4 if the file was changed, or if
-    an output deviates by more than the tolerance. It is 1 if the file has no proof to repeat.
+    Checks that the artifact is unchanged and computes the proved outputs. Needs neither torch nor
+    the checkpoint, because the artifact contains probes: generated inputs, and samples of the
+    model's outputs for them. The exit code is 4 if the file was changed, or if an output deviates
+    by more than the tolerance. It is 1 if the file has no proof to repeat.
     """
     from y7edge.detect.selftest import selftest as repeat
 

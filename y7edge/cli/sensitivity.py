@@ -10,18 +10,20 @@ import typer
 
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Json, Size, Threads, out_folder
+from y7edge.cli.options import (
+    RANGES,
+    Checkpoint,
+    Json,
+    Size,
+    Threads,
+    completion,
+    out_folder,
+)
 
 if TYPE_CHECKING:
     from y7edge.export.sensitivity import LayerDamage
     from y7edge.export.sensitivity_report import Sensitivity
 
-_Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant (random weights)."
-    ),
-]
 _Data = Annotated[
     Path,
     typer.Option(metavar="DATA", help="Data set; its split train is used; or a folder of images."),
@@ -32,12 +34,18 @@ _Out = Annotated[
         metavar="FOLDER", callback=out_folder, help="Folder for the plot and the JSON file."
     ),
 ]
-_Profile = Annotated[str, typer.Option(metavar="{profiles}", help="Profile of the int8 graphs.")]
+_Profile = Annotated[
+    str,
+    typer.Option(
+        metavar="PROFILE",
+        autocompletion=completion("profiles"),
+        help="Types of activations and weights of the int8 graphs: {profiles}.",
+    ),
+]
 _Ranges = Annotated[
     str | None,
     typer.Option(
-        metavar="minmax|percentile|mse",
-        help="How the ranges of activations are chosen; default: as in an export.",
+        **RANGES, help="How the ranges of int8 activations are chosen; default: as in an export."
     ),
 ]
 _Count = Annotated[int, typer.Option(min=1, help="Number of images on which boxes are compared.")]
@@ -50,7 +58,7 @@ _Evaluated = Annotated[
 
 
 def sensitivity(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     data: _Data,
     out: _Out = Path("sensitivity"),
     profile: _Profile = "u8s8",
@@ -61,11 +69,11 @@ def sensitivity(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what each convolution costs in int8: damage to the boxes, and time saved.
+    """Measure what each convolution costs in int8.
 
-    Each convolution is quantised alone. First prints how long this takes. Then prints a table, the
-    layers that an export would put back to float first at the top, and writes sensitivity.png and
-    sensitivity.json.
+    Each convolution is quantised alone; its damage to the boxes and the time that it saves are
+    measured. First prints how long this takes. Then prints a table, the layers that an export would
+    put back to float first at the top, and writes sensitivity.png and sensitivity.json.
     """
     from y7edge.export.quantization import METHOD
     from y7edge.export.sensitivity_report import analyse

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import note, show, table
-from y7edge.cli.options import Json, out_file
+from y7edge.cli.options import SPLITS, Json, TorchDevice, out_file
 from y7edge.errors import GateError
 
 _Checkpoints = Annotated[
     list[Path],
     typer.Argument(
-        metavar="CHECKPOINT...",
+        metavar="CHECKPOINT",
         help="Two or more unfolded checkpoints of one model, trained from the same weights.",
     ),
 ]
@@ -22,9 +22,9 @@ _Data = Annotated[
     Path,
     typer.Option(metavar="DATA", help="Data set with a split to evaluate on and one to train on."),
 ]
-_Split = Annotated[str, typer.Option(help="Split to evaluate on.")]
+_Split = Annotated[str, typer.Option(**SPLITS, help="Split to evaluate on.")]
 _TrainSplit = Annotated[
-    str, typer.Option(help="Split to estimate the average's BatchNorm statistics on.")
+    str, typer.Option(**SPLITS, help="Split to estimate the average's BatchNorm statistics on.")
 ]
 _Out = Annotated[
     Path,
@@ -38,8 +38,6 @@ _Side = Annotated[
     int | None,
     typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
 ]
-# The models run in torch, which has other devices than the engines.
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def soup(
@@ -49,15 +47,15 @@ def soup(
     split: _Split = "val",
     train_split: _TrainSplit = "train",
     imgsz: _Side = None,
-    device: _Device = "auto",
+    device: TorchDevice = "auto",
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints, and write the average only if it is better.
+    """Average the weights of checkpoints.
 
     The average is a uniform model soup (arXiv 2203.05482). Its BatchNorm statistics are estimated
-    on the training images. It is compared with each checkpoint by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
-    If it is not better than the best of them, no file is written and the exit code is 4. Because
-    the split is used to select a model, report scores on another split.
+    on the training images. It is compared with each checkpoint by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95,
+    and written to --out if it is better than the best of them. If not, no file is written and the
+    exit code is 4. Because the split is used to select a model, report scores on another split.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from y7edge.cli.console import facts, note, show
-from y7edge.cli.options import Json, UsageError
+from y7edge.cli.options import RANGES, Json, UsageError, among, command_line, completion, given
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,19 +41,28 @@ _Data = Annotated[
     Path | None,
     _what(metavar="DATA", help="data.yaml or its folder, or a folder of Pascal VOC or COCO files."),
 ]
-_Name = Annotated[str, _what("--model", help="Name of a variant; `y7edge info` lists them.")]
+_Name = Annotated[
+    str,
+    _what(
+        "--model",
+        metavar="VARIANT",
+        autocompletion=completion("variants"),
+        help="Name of a variant; `y7edge info` lists them.",
+    ),
+]
 _Act = Annotated[
     str | None,
     _what(
-        metavar="relu|leaky|silu|hardswish",
+        **among("relu", "leaky", "silu", "hardswish"),
         help="Activation; default: that of the model (docs/activations.md compares them).",
     ),
 ]
 _Weights = Annotated[
     Path | None,
     _what(
+        metavar="CHECKPOINT",
         help="Initial checkpoint, .safetensors or a published .pt. Layers that fit are copied; "
-        "class outputs of the head are matched by class name."
+        "class outputs of the head are matched by class name.",
     ),
 ]
 _Freeze = Annotated[
@@ -79,7 +87,7 @@ _recipe = partial(typer.Option, rich_help_panel="Recipe")
 _Recipe = Annotated[
     str | None,
     _recipe(
-        metavar="NAME|FILE",
+        **among("p5", "p6", "tiny", "finetune", "small-data", metavar="NAME|FILE"),
         help="p5, p6, tiny, finetune, small-data, or a YAML file with the published names. The "
         "default, also for values missing in a file, is the recipe of the model's family.",
     ),
@@ -90,12 +98,13 @@ _Set = Annotated[
 ]
 _Smoothing = Annotated[float | None, _recipe(help="The same as --set label_smoothing=VALUE.")]
 _Average = Annotated[
-    str | None, _recipe(metavar="ema|swa|none", help="Average of the weights to evaluate and save.")
+    str | None,
+    _recipe(**among("ema", "swa", "none"), help="Average of the weights to evaluate and save."),
 ]
 _Assigner = Annotated[
     str,
     _recipe(
-        metavar="NAME",
+        **among(*("auto", "coarse-to-fine", "lead-guided", "independent", "lead"), metavar="NAME"),
         help="auto; for models with auxiliary heads also coarse-to-fine (published), lead-guided, "
         "independent, or lead (train without auxiliary heads).",
     ),
@@ -120,7 +129,7 @@ _Drawn = Annotated[
     _images("--image-weights", help="Use images of rare or poorly detected classes more often."),
 ]
 _Cache = Annotated[
-    str, _images(metavar="ram|disk|none|auto", help="Where to cache decoded images.")
+    str, _images(**among("ram", "disk", "none", "auto"), help="Where to cache decoded images.")
 ]
 _Workers = Annotated[
     int | None,
@@ -140,24 +149,37 @@ _Patience = Annotated[
 ]
 
 _where = partial(typer.Option, rich_help_panel="Where")
-_Device = Annotated[str, _where(help="auto, cpu, cuda, cuda:N or mps.")]
+_Device = Annotated[
+    str,
+    _where(
+        **among("auto", "cpu", "cuda", "mps", metavar="DEVICE"),
+        help="auto, cpu, cuda, cuda:N or mps.",
+    ),
+]
 _Devices = Annotated[int, _where(min=1, help="Number of devices on this machine.")]
 _Nodes = Annotated[int, _where(min=1, help="Number of machines; start each with torchrun.")]
 _SyncBn = Annotated[bool, _where("--sync-bn", help="BatchNorm statistics over all devices.")]
 _Precision = Annotated[
     str,
-    _where(metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32; a CPU has no fp16."),
+    _where(
+        **among("fp32", "fp16", "bf16", "auto"),
+        help="auto: fp16 on CUDA, else fp32; a CPU has no fp16.",
+    ),
 ]
 _Compile = Annotated[bool, _where("--compile", help="Use torch.compile.")]
 
 _run = partial(typer.Option, rich_help_panel="The run")
-_Out = Annotated[Path | None, _run(help="Folder of the run; default: the next free runs/trainN.")]
+_Out = Annotated[
+    Path | None,
+    _run(metavar="FOLDER", help="Folder of the run; default: the next free runs/trainN."),
+]
 _Resume = Annotated[
     Path | None,
-    _run(metavar="DIR", help="Resume this run with its own settings; takes no other options."),
+    _run(metavar="FOLDER", help="Resume this run with its own settings; takes no other options."),
 ]
 _Minutes = Annotated[
-    float, _run(help="Save the state for --resume every so many minutes within an epoch.")
+    float,
+    _run(metavar="MINUTES", help="Interval of saving the state for --resume within an epoch."),
 ]
 _Report = Annotated[
     bool, _run("--report/--no-report", help="Write curves, images and report.html at the end.")
@@ -168,7 +190,12 @@ _Profile = Annotated[
     _run(min=0, metavar="N", help="Measure the time of N iterations instead of training."),
 ]
 _Licence = Annotated[
-    str, _run(help="Licence of the weights; stored in checkpoints and exported files.")
+    str,
+    _run(
+        metavar="TEXT",
+        help="Licence of the weights; stored in checkpoints and exported files. If not given, that "
+        "of --weights.",
+    ),
 ]
 
 
@@ -182,14 +209,17 @@ _Qat = Annotated[
     ),
 ]
 _QatProfile = Annotated[
-    str | None, _qat(metavar="NAME", help="Profile of the int8 graph; default: u8s8.")
+    str | None,
+    _qat(
+        metavar="PROFILE",
+        autocompletion=completion("profiles"),
+        help="Types of activations and weights of the int8 graph: {profiles}; default: u8s8.",
+    ),
 ]
 _QatRanges = Annotated[
-    str | None, _qat(metavar="METHOD", help="How the ranges of activations are chosen.")
+    str | None, _qat(**RANGES, help="How the ranges of int8 activations are chosen.")
 ]
-_QatHeads = Annotated[
-    bool, _qat("--quantize-heads", help="Also quantise the convolutions that write the outputs.")
-]
+_QatHeads = Annotated[bool, _qat("--quantize-heads", help="Quantise the last convolutions too.")]
 _Iterations = Annotated[
     int | None, _qat("--qat-iterations", min=10, help="Number of batches; default: 400.")
 ]
@@ -367,6 +397,7 @@ def _show(result: TrainResult, as_json: bool) -> None:
         "folder": result.folder,
         "best": result.best,
         "last": result.last,
+        "report": result.report,
         "epochs": result.epochs,
         "seconds_per_epoch": round(result.seconds_per_epoch, 3),
         "stopped_early": result.stopped_early,
@@ -465,27 +496,3 @@ def _note_remarks(config: TrainConfig) -> None:
 def is_first() -> bool:
     """Return whether this is the first of all processes of a distributed training."""
     return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
-def given(ctx: typer.Context) -> dict[str, list[str]]:
-    """Return the given options and their words, such as ``{"--batch": ["--batch", "8"]}``."""
-    found: dict[str, list[str]] = {}
-    for option in ctx.command.params:
-        source = ctx.get_parameter_source(option.name or "")
-        if source is None or source.name != "COMMANDLINE":
-            continue
-        name, value = option.opts[0], ctx.params[option.name or ""]
-        if isinstance(value, bool):
-            name = name if value else option.secondary_opts[0]
-            found[name] = [name]
-        elif isinstance(value, list | tuple):
-            found[name] = [word for item in value for word in (name, str(item))]
-        else:
-            found[name] = [name, str(value)]
-    return found
-
-
-def command_line(ctx: typer.Context) -> str:
-    """Return the command line of this call, quoted for a shell."""
-    words = [word for option in given(ctx).values() for word in option]
-    return shlex.join([*ctx.command_path.split(), *words])

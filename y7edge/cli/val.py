@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,18 @@ import typer
 from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Names, Size, Threads, out_folder
+from y7edge.cli.options import (
+    Backend,
+    Device,
+    Json,
+    Model,
+    Names,
+    Size,
+    Split,
+    Threads,
+    out_folder,
+)
+from y7edge.cli.progress import Progress
 from y7edge.files import writing
 
 if TYPE_CHECKING:
@@ -24,7 +33,6 @@ _Data = Annotated[
         help="data.yaml or its folder, or a folder of Pascal VOC or COCO files.", metavar="DATA"
     ),
 ]
-_Split = Annotated[str, typer.Option(help="Split of the data set: train, val or test.")]
 _Save = Annotated[
     Path | None,
     typer.Option(
@@ -42,7 +50,7 @@ _CocoIds = Annotated[
 def val(
     model: Model,
     data: _Data,
-    split: _Split = "val",
+    split: Split = "val",
     names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
@@ -81,7 +89,8 @@ def val(
             with writing("the evaluation", save):  # before the evaluation, which may take minutes
                 save.mkdir(parents=True, exist_ok=True)
         predict, labels = detector.detect_for_evaluation, dataset.names
-        tables = collect(predict, samples, labels, _counter(len(samples)))
+        with Progress("images") as progress:
+            tables = collect(predict, samples, labels, progress.update)
         metrics = metrics_of(tables, labels)
         if save is not None:
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
@@ -96,17 +105,6 @@ def val(
             note(f"curves, images, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
-
-
-def _counter(total: int) -> Callable[[int, int], None] | None:
-    """Return a function that prints the number of images; None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show_count(done: int, of: int) -> None:
-        print(f"\r{done}/{of} images", end="\n" if done == total else "", file=sys.stderr)
-
-    return show_count
 
 
 def _lines(metrics: Metrics) -> list[str]:

@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import note, show
-from y7edge.cli.export import Data, MaxMapDrop, Split
+from y7edge.cli.export import Data, MaxMapDrop
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
+from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Split, Threads, variants
 
 _Against = Annotated[
-    str, typer.Option(metavar="CHECKPOINT", help="Checkpoint or variant that was exported.")
+    str,
+    typer.Option(
+        metavar="CHECKPOINT",
+        autocompletion=variants,
+        help="Checkpoint or variant that was exported.",
+    ),
 ]
 _IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare only outputs.")]
 
@@ -31,11 +36,11 @@ def verify(
     max_map_drop: MaxMapDrop = None,
     as_json: Json = False,
 ) -> None:
-    """Check an artifact's digests, and repeat its proof against its checkpoint.
+    """Repeat an artifact's proof against its checkpoint.
 
-    The exit code is 4 if the artifact was changed, was exported from another checkpoint, or
-    computes other outputs than the checkpoint. With --data, also if its mAP is too low; an int8
-    artifact is compared with the checkpoint only by this.
+    Also checks the digests. The exit code is 4 if the artifact was changed, was exported from
+    another checkpoint, or computes other outputs than the checkpoint. With --data, also if its mAP
+    is too low; an int8 artifact is compared with the checkpoint only by this.
     """
     from y7edge.export.proof.accuracy import Baseline
     from y7edge.export.proof.verify import verify as prove

@@ -83,7 +83,8 @@ class Dataset:
         if twice or not used <= set(wanted) or not set(self.names) & set(wanted):
             raise DataError(
                 f"{self.source}: expected the classes {reprlib.repr(wanted)}, each once, found "
-                f"{reprlib.repr(self.names)}"
+                f"{reprlib.repr(self.names)}: correct names in the data set, or use the data that "
+                "the model was trained for"
             )
         numbers = np.array([wanted.index(name) if name in wanted else -1 for name in self.names])
         splits = {
@@ -181,8 +182,9 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
             require_regular(source)
         except (OSError, ValueError) as error:  # ValueError: an invalid file name
             there = os.path.lexists(source)
+            expected = "expected a data.yaml, COCO's JSON, or a folder of YOLO, COCO or Pascal VOC"
             found = f": {reason(error)}" if there else ", found nothing there"
-            raise DataError(f"{source}: expected a data.yaml or a data folder{found}") from error
+            raise DataError(f"{source}: {expected}{found}") from error
         if is_image(source):
             raise DataError(f"{source}: expected a data.yaml or a data folder, found an image")
         if source.suffix.lower() == ".json":

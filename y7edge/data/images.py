@@ -12,6 +12,7 @@ a process.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -30,17 +31,22 @@ from y7edge.files import open_regular, reason
 _LARGE = 64 << 20  # bytes; larger files are read one at a time
 
 
-def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: Path | str, levels: tuple[int, int] | None = None, *, content: bytes | None = None
+) -> NDArray[np.uint8]:
     """Decode an image into a BGR array (H, W, 3) uint8.
 
     Grey images get three equal channels. 16-bit images are scaled to 8 bits, by ``levels`` if
     given. Transparency is dropped, and the EXIF orientation is applied.
 
+    ``content``: The bytes of the file, for example from an object store; ``path`` is then a name
+    for messages.
+
     Raises:
         DataError: The file cannot be read, or OpenCV cannot decode it.
     """
-    with reading(path) as (content, _):
-        return decode(content, path, levels)
+    with reading(path, content) as (found, _):
+        return decode(found, path, levels)
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
@@ -57,8 +63,10 @@ def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.u
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
+def reading(path: Path | str, content: bytes | None = None) -> Iterator[tuple[bytes, Frame]]:
     """Yield the bytes and header of an image file, and reserve memory for decoding it.
+
+    ``content``: The bytes, if they were read before.
 
     First wait until all images that are being decoded, including this one, have at most
     `headers.most_pixels` pixels together. Keep the context open while the full-size image is used.
@@ -70,13 +78,14 @@ def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
     most = most_pixels()
     with ExitStack() as stack:
         try:
-            with open_regular(path) as stream:
-                size = os.fstat(stream.fileno()).st_size
+            with open_regular(path) if content is None else io.BytesIO(content) as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(0)
                 if not size:
                     raise DataError(f"{path}: expected an image, found an empty file")
                 if size > 8 * most:
                     raise DataError(f"{path}: has {size:,} bytes, too many for {most:,} pixels")
-                frame = _frame(stream, path)
+                frame = _frame(stream, path, size)
                 if words := too_large(*frame.stored, frame.pixels):
                     raise DataError(f"{path}: {words}")
                 stack.enter_context(_BUDGET.reserved(most if size > _LARGE else frame.pixels, most))
@@ -89,14 +98,41 @@ def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
         yield content, frame
 
 
-def _frame(stream: BinaryIO, path: Path | str) -> Frame:
+def _frame(stream: BinaryIO, path: Path | str, size: int) -> Frame:
     try:
         return frame_of(stream)
     except ValueError as error:
         raise DataError(
             f"{path}: expected an image that OpenCV decodes (JPEG, PNG, BMP, TIFF, WebP), found "
-            f"{os.fstat(stream.fileno()).st_size} bytes of something else or a damaged file"
+            f"{size} bytes of something else or a damaged file"
         ) from error
+
+
+def decode_message(content: bytes, name: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode an image of a message, such as a JPEG frame of a camera, into BGR (H, W, 3).
+
+    The limits are those of `read_image`, but the EXIF orientation is not applied: boxes must fit
+    the pixels that the other receivers of the message see. A 16-bit image becomes uint16.
+
+    Args:
+        content: The bytes of an image file.
+        name: Of the message, for errors.
+
+    Raises:
+        DataError: It is not an image that OpenCV can decode, or it has too many pixels.
+    """
+    most = most_pixels()
+    if len(content) > 8 * most:
+        raise DataError(f"{name}: has {len(content):,} bytes, too many for {most:,} pixels")
+    frame = _frame(io.BytesIO(content), name, len(content))
+    if words := too_large(*frame.stored, frame.pixels):
+        raise DataError(f"{name}: {words}")
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    with _BUDGET.reserved(frame.pixels, most):
+        image = _decoded(content, name, flags)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{name}: expected an image of 8 or 16 bits, found {image.dtype}")
+    return image
 
 
 def decode(

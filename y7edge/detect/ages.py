@@ -1,10 +1,17 @@
-"""Statistics of frame ages: the time from the capture of a frame to its result."""
+"""Statistics of a stream: the ages of its frames, and how often there are results."""
 
 from __future__ import annotations
+
+import math
+import time
+from collections import deque
 
 import numpy as np
 
 WINDOW = 8192  # ages that are kept, 64 KB: 4.5 minutes of 30 frames/s
+_RATE_SECONDS = 2.0  # over which the rate of results is measured
+_SILENT_SECONDS = 3.0
+_MAX_TIMES = 1024
 
 
 class Ages:
@@ -53,3 +60,51 @@ class Ages:
             "p99_ms": p99,
             "max_ms": float(kept.max()),
         }
+
+
+class Pace:
+    """When the results of a source came, in constant memory.
+
+    One thread adds results; others may read.
+
+    Attributes:
+        count: number of results.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first = self._last = 0.0
+        self._times: deque[float] = deque(maxlen=_MAX_TIMES)
+
+    def add(self) -> None:
+        """Add a result, which is there now."""
+        now = time.monotonic()
+        self._first = self._first if self.count else now
+        self.count, self._last = self.count + 1, now
+        self._times.append(now)
+
+    def seconds(self) -> float | None:
+        """Return the seconds since the newest result; None: there was none."""
+        return time.monotonic() - self._last if self.count else None
+
+    def rate(self) -> float:
+        """Return results per second, over the last seconds, or two results of a slow model."""
+        now, times = time.monotonic(), list(self._times)
+        recent = [at for at in times if now - at <= _RATE_SECONDS]
+        recent = recent if len(recent) > 1 else times[-2:]
+        return (len(recent) - 1) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else 0.0
+
+    def silent(self) -> float | None:
+        """Return seconds since the newest result, if it is much longer than between the last two.
+
+        An engine that hangs is noticed by this, while its cameras run.
+        """
+        times = list(self._times)[-2:]
+        usual = times[-1] - times[0] if len(times) > 1 else math.inf
+        seconds = time.monotonic() - self._last
+        return round(seconds, 1) if seconds > max(_SILENT_SECONDS, 3 * usual) else None
+
+    def mean_rate(self) -> float:
+        """Return results per second from the first to the newest one."""
+        seconds = self._last - self._first
+        return (self.count - 1) / seconds if seconds > 0 else 0.0

@@ -182,7 +182,7 @@ class Detections:
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Select detections with a greater confidence, and of ``classes`` (see :func:`class_ids`).
+        """Select detections with a greater confidence, and of ``classes`` (see ``class_ids``).
 
         Raises:
             ConfigError: a class is not in the model.

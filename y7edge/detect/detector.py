@@ -7,12 +7,12 @@ outputs to boxes in pixels of the image. The artifact's manifest describes input
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.criteria import Conf, criteria_for, require_candidates
-from y7edge.detect.detections import Detections, Timing
-from y7edge.detect.images import Given, Origin, given, given_batch
-from y7edge.detect.inference import Found, Inference
-from y7edge.detect.opening import describe, open_model, warn_if_unverified
+from y7edge.detect.criteria import Conf, require_candidates
+from y7edge.detect.detections import Detections
+from y7edge.detect.images import Given, given, given_batch
+from y7edge.detect.inference import Found
+from y7edge.detect.model import OpenModel
+from y7edge.detect.opening import WARMUP_RUNS, Choices, warn_if_unverified
 from y7edge.detect.postprocess import EVALUATION, Criteria
-from y7edge.detect.preprocess import Color, as_image, place, size_of
-from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
+from y7edge.detect.preprocess import Color, as_image, place
+from y7edge.detect.regions import Roi, Tiling
 from y7edge.detect.streaming import Stream, Streamed
 from y7edge.detect.submission import (
     MAX_QUEUE,
@@ -41,10 +42,11 @@ from y7edge.detect.submission import (
     result_by,
     wait_for,
 )
-from y7edge.errors import ConfigError
+from y7edge.errors import ConfigError, DeviceError
 from y7edge.frames import Frame
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
+_log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0  # how long ``close`` waits for a running call
 
 
@@ -104,58 +106,49 @@ class Detector:
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         options = SessionOptions(device, threads, provider_options or {})
-        session, manifest = open_model(source, backend, options, imgsz, names)
-        try:
-            self._set_up(
-                session, manifest, conf, iou, max_det, classes, agnostic, tile, overlap, queue
-            )
-        except BaseException:
-            session.close()
-            raise
-        warn_if_unverified(source, manifest, stacklevel=3)  # the caller: `checked` adds a frame
+        choices = Choices(backend, options, imgsz, names, conf, iou, max_det, classes, agnostic)
+        self._set_up(choices, lambda: choices.open(source), tile, overlap, queue)
+        # The caller: `checked` adds a frame.
+        warn_if_unverified(source, self.manifest, stacklevel=3)
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
         """Create a detector for an open session; its ``close`` closes the session too.
 
+        ``swap`` opens other models with the default backend and device.
+
         ``options``: conf, iou, max_det, classes, agnostic, tile, overlap and queue as for
         ``Detector``, and ``clock``, a function that returns nanoseconds, for ``timing``.
         """
-        detector = cls.__new__(cls)
-        detector._set_up(session, manifest, **options)
+        own = {name: options.pop(name) for name in ("tile", "overlap", "queue") if name in options}
+        detector, choices = cls.__new__(cls), Choices(**options)
+        detector._set_up(choices, lambda: choices.use(session, manifest), **own)
         return detector
 
     @checked
     def _set_up(
         self,
-        session: Session,
-        manifest: Manifest,
-        conf: Conf | None = None,
-        iou: float | None = None,
-        max_det: int | None = None,
-        classes: str | Iterable[int | str] | None = None,
-        agnostic: bool = False,
+        choices: Choices,
+        open_first: Callable[[], OpenModel],
         tile: int | None = None,
         overlap: float = 0.2,
         queue: int = 4,
-        clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._manifest = manifest
-        self._criteria = criteria_for(manifest, conf, iou, max_det, classes, agnostic)
-        self._tiling = Tiling(tile, overlap)
+        self.tiling = Tiling(tile, overlap)
         if not 1 <= queue <= MAX_QUEUE:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
         self._queue_size = queue
         self._queue: FrameQueue[Detections] | None = None
         self._waiting = ThreadPoolExecutor(1)  # asyncio frames that wait for a place in the queue
-        self._inference = Inference(manifest, self._criteria, clock)
-        self._model_id = manifest.payload_digest[:16]
-        self._session: Session | None = session
+        self._choices = choices
         self._closed = False
-        self._clock = clock
-        self._lock = threading.Lock()  # held while a batch runs
+        self._clock = choices.clock
+        self._lock = threading.Lock()  # held while a batch runs, and while models are exchanged
         self._queue_lock = threading.Lock()
+        self._swap_lock = threading.Lock()
         self._process = os.getpid()
+        self._model = open_first()
+        _log.info("opened %s", self._model)
 
     def __call__(
         self,
@@ -194,7 +187,7 @@ class Detector:
         """
         image = given(frame, color, timestamp_ns, frame_id, source)
         if timeout is None:
-            return self._detect([image], self._criteria, roi)[0]
+            return self._detect([image], None, roi)[0]
         timeout = check_timeout(timeout)
         end = time.monotonic() + timeout
         return result_by(end, self._submit(image, "block", roi, timeout), timeout)
@@ -285,7 +278,7 @@ class Detector:
             DeviceError: the engine failed.
         """
         origins = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
-        return self._detect(given_batch(frames, color, origins), self._criteria, roi)
+        return self._detect(given_batch(frames, color, origins), None, roi)
 
     def stream(
         self,
@@ -297,10 +290,10 @@ class Detector:
     ) -> Stream:
         """Detect in the frames of a camera, stream, video or folder, or of several at once.
 
-        ::
+        For example:
 
             for frame, detections in detector.stream("csi://0"):
-                ...
+                print(frame.sequence, len(detections))
 
         Of a camera, the newest frame is always used: frames that arrive while the engine or the
         caller is busy are dropped. Of files, every frame is used. Frames of several sources are run
@@ -325,8 +318,8 @@ class Detector:
             SourceError: a source cannot be opened.
         """
         detect = partial(self.batch, roi=roi)
-        levels = self._manifest.input.levels
-        return Stream(source, options, detect, self._inference.batch, wait, levels)
+        levels = self.manifest.input.levels
+        return Stream(source, options, detect, lambda: self._model, wait, levels)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
@@ -339,20 +332,64 @@ class Detector:
 
     def require_candidates(self) -> None:
         """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
-        require_candidates(self._manifest)
+        require_candidates(self.manifest)
 
     @checked
-    def warmup(self, runs: int = 3) -> None:
+    def warmup(self, runs: int = WARMUP_RUNS) -> None:
         """Detect objects in a grey image, because engines may be slow on first use.
 
         Raises:
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
-        image = self._manifest.input
-        grey = np.full((image.height, image.width, 3), image.letterbox.pad, np.uint8)
+        grey = self._opened().grey()
         for _ in range(runs):
             self(grey)
+
+    @checked
+    def swap(
+        self, source: str | Path, *, check: Callable[[Manifest], object] | None = None
+    ) -> None:
+        """Exchange the model while other threads detect; if this fails, nothing changes.
+
+        The new model is opened with the options of this detector; thresholds that are None become
+        those of its manifest. Its digest is checked, its probes are repeated (see ``selftest``),
+        and it is warmed up, while the old one is used; both are in memory then. They are exchanged
+        between two calls, and the old one is closed. Frames that wait after ``submit``, and those
+        of streams, are run by one of the two: ``Detections.model_id`` and ``names`` say by which.
+
+        Args:
+            source: the new model, as for ``Detector``. Size of the input, classes, outputs and
+                precision may differ.
+            check: is called with the new manifest before the exchange; it may raise an exception.
+
+        Raises:
+            ParityError: the outputs of the new model differ from those of its proof.
+            DigestError, ArtifactError, ConfigError, RuntimeMissing: as for ``Detector``;
+                ConfigError also if 16-bit images have other levels.
+            DeviceError: the engine failed, or another thread exchanges the model.
+            DetectorClosed: the detector was closed.
+        """
+        require_process(self._process, "the detector")
+        self._opened()
+        if not self._swap_lock.acquire(blocking=False):
+            raise DeviceError("the model is being exchanged by another thread: wait for its end")
+        unused = None
+        try:
+            unused = new = self._choices.open_proved(source, self.manifest)
+            if check is not None:
+                check(new.manifest)
+            warn_if_unverified(source, new.manifest, stacklevel=3)  # may raise, as a filter says
+            with self._lock:
+                self._opened()
+                unused, self._model = self._model, new
+        finally:
+            self._swap_lock.release()
+            if unused is not None:
+                unused.session.close()
+        _log.info(
+            "%s replaces %s (%s), from %s", new, unused.manifest.model, unused.model_id, source
+        )
 
     def close(self) -> None:
         """Close the session; can be called twice. Do nothing in a forked child.
@@ -368,15 +405,9 @@ class Detector:
                 self._queue.close()
         if self._lock.acquire(timeout=_CLOSE_SECONDS):
             try:
-                self._free()
+                self._model.session.close()
             finally:
                 self._lock.release()
-
-    def _free(self) -> None:
-        """Close the session. The caller holds the lock."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
 
     def __reduce__(self) -> NoReturn:
         """Raise DeviceError: a detector cannot be pickled or copied."""
@@ -391,12 +422,12 @@ class Detector:
     @property
     def names(self) -> tuple[str, ...]:
         """Class names, by class id."""
-        return self._manifest.names
+        return self._model.manifest.names
 
     @property
     def manifest(self) -> Manifest:
         """The artifact's manifest."""
-        return self._manifest
+        return self._model.manifest
 
     @property
     def info(self) -> dict[str, Any]:
@@ -405,26 +436,23 @@ class Detector:
         Raises:
             DetectorClosed: the detector was closed.
         """
-        criteria = asdict(self._criteria)
-        del criteria["multi_label"]
-        return {**describe(self._opened(), self._manifest), **criteria}
+        return self._opened().info
 
     @property
     def session(self) -> Session:
         """The open session. Calls of the session do not wait for calls of the detector.
 
+        ``swap`` closes it.
+
         Raises:
             DetectorClosed: the detector was closed.
         """
-        return self._opened()
+        return self._opened().session
 
-    def _ms_since(self, started_ns: int) -> float:
-        return (self._clock() - started_ns) / 1e6
-
-    def _opened(self) -> Session:
-        if self._session is None or self._closed:
+    def _opened(self) -> OpenModel:
+        if self._closed:
             raise closed_error()
-        return self._session
+        return self._model
 
     def _submit(
         self,
@@ -435,66 +463,33 @@ class Detector:
         future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
-        network = self._manifest.input
+        network = self.manifest.input
         place(*as_image(image.pixels, image.color, network, host=False, cut=False), network)
         with self._queue_lock:
             self._opened()
             if self._queue is None:
                 self._queue = FrameQueue(self._queue_size)
             queue = self._queue
-        call = partial(self._detect, [image], self._criteria, roi)
+        call = partial(self._detect, [image], None, roi)
         return queue.put(lambda: call()[0], drop, timeout, future)
 
     def _detect(
-        self, images: Sequence[Given], criteria: Criteria, roi: Roi | None = None
+        self, images: Sequence[Given], criteria: Criteria | None, roi: Roi | None = None
     ) -> list[Detections]:
-        """Cut the images into regions, run these in batches, and merge the boxes of each image."""
+        """Detect objects in images; ``criteria``: None for those of the model."""
         require_process(self._process, "the detector")  # a forked child may never get the lock
         called = self._clock()
-        cut = roi is not None or self._tiling.tile is not None
-        host = cut or self._opened().on_device is None
-        network = self._manifest.input
-        whole = [as_image(one.pixels, one.color, network, host=host, cut=cut) for one in images]
-        parts = [regions(i, roi, self._tiling) if cut else [Region(i, 0, 0)] for i, _ in whole]
-        with self._lock:
-            wait = self._ms_since(called)
-            try:
-                run = [
-                    (region.pixels, color)
-                    for part, (_, color) in zip(parts, whole, strict=True)
-                    for region in part
-                ]
-                found = iter(self._inference(self._opened(), run, criteria))
-            finally:
-                if self._closed:  # ``close`` has stopped waiting for this call
-                    self._free()
-        return [
-            self._detections(
-                [next(found) for _ in part], part, size_of(*image), criteria, wait, one.origin
-            )
-            for one, image, part in zip(images, whole, parts, strict=True)
-        ]
-
-    def _detections(
-        self,
-        found: Sequence[Found],
-        parts: Sequence[Region],
-        image_wh: tuple[int, int],
-        criteria: Criteria,
-        wait: float,
-        origin: Origin,
-    ) -> Detections:
-        """Make the result of one image from the boxes of its regions."""
-        started = self._clock()
-        boxes = merged([one.boxes for one in found], parts, criteria)
-        pre, post = (sum(one.ms[i] for one in found) for i in (0, 2))
-        infer = sum({one.batch: one.ms[1] for one in found}.values())  # each batch once
-        post += self._ms_since(started) if len(parts) > 1 else 0.0
-        return Detections(
-            *boxes,
-            image_wh,
-            self._manifest.names,
-            timing=Timing(wait, pre, infer, post),
-            model_id=self._model_id,
-            **origin,
-        )
+        found: list[Found] | None = None
+        while found is None:
+            model = self._opened()
+            prepared = model.prepare(images, roi, self.tiling)
+            with self._lock:
+                if self._opened() is not model:  # it was exchanged: prepare the images for the new
+                    continue
+                wait = (self._clock() - called) / 1e6
+                try:
+                    found = model.run(prepared, criteria)
+                finally:
+                    if self._closed:  # ``close`` has stopped waiting for this call
+                        model.session.close()
+        return model.results(prepared, found, criteria, wait)

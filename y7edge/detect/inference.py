@@ -43,7 +43,7 @@ class Inference:
     Args:
         manifest: the description of the model.
         criteria: thresholds for a graph with NMS, which has them as inputs.
-        clock: returns nanoseconds.
+        clock: returns nanoseconds; also an attribute.
 
     Raises:
         ConfigError, ArtifactError: an input or output is not supported.
@@ -51,6 +51,7 @@ class Inference:
 
     def __init__(self, manifest: Manifest, criteria: Criteria, clock: Callable[[], int]) -> None:
         self._input = manifest.input
+        self._is_checkpoint = manifest.parity.get("status") == "source"
         self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
@@ -59,7 +60,7 @@ class Inference:
         self._fields = 5 + manifest.nc
         self._channels_last = manifest.outputs[0].layout == "NHWC"
         self._batch: NDArray[Any] = self._preprocess.tensor
-        self._clock = clock
+        self.clock = clock
 
     @property
     def batch(self) -> int:
@@ -99,16 +100,16 @@ class Inference:
         pixels = self._input_for(len(images))
         # If `out` is None, the preprocessor paints the border only when the geometry changes.
         alone = pixels is self._preprocess.tensor
-        started = self._clock()
+        started = self.clock()
         geometries = [
             self._preprocess(image, color, None if alone else pixels[index])
             for index, (image, color) in enumerate(images)
         ]
         pre = self._ms_since(started) / len(images)
-        started = self._clock()
+        started = self.clock()
         outputs = session.infer({self._input.name: pixels, **self._thresholds})
         infer = self._ms_since(started)
-        started = self._clock()
+        started = self.clock()
         self._require_numbers(outputs)
         boxes = self._boxes(outputs, len(images), criteria)
         placed = [_placed(one, g) for one, g in zip(boxes, geometries, strict=True)]
@@ -123,16 +124,16 @@ class Inference:
     ) -> list[Found]:
         """Run one batch in a session that pre-processes images and selects candidates itself."""
         assert session.on_device is not None
-        started = self._clock()
+        started = self.clock()
         placed, geometries = zip(
             *(place(image, color, self._input) for image, color in images), strict=True
         )
         pre = self._ms_since(started) / len(images)
-        started = self._clock()
+        started = self.clock()
         selects = self._heads and not criteria.multi_label
         result = session.on_device.run(placed, criteria.conf if selects else None)
         infer = self._ms_since(started)
-        started = self._clock()
+        started = self.clock()
         if isinstance(result, dict):
             self._require_numbers(result)
             boxes = self._boxes(result, len(images), criteria)
@@ -154,7 +155,7 @@ class Inference:
         return self._batch[:size]
 
     def _ms_since(self, started_ns: int) -> float:
-        return (self._clock() - started_ns) / 1e6
+        return (self.clock() - started_ns) / 1e6
 
     def _require_numbers(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Raise DeviceError if an objectness is NaN; post-processing would find no object there.
@@ -171,6 +172,11 @@ class Inference:
             checked = {name: outputs[name][:, 4 :: self._fields] for name in self._heads}
         for name, values in checked.items():
             if values.dtype.kind == "f" and np.isnan(values.sum(dtype=np.float32)):
+                if self._is_checkpoint:
+                    raise DeviceError(
+                        f"the model computes NaN in {name}: its training has diverged; train again "
+                        "with a lower lr0, a longer warm-up or --precision fp32"
+                    )
                 raise DeviceError(
                     f"the engine returned NaN in {name}: use an artifact of another precision or "
                     "target, or another device; `y7edge selftest` repeats the artifact's proof"

@@ -403,9 +403,12 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
             advice += ", else y7edge.data.images.to_bytes(frame, (lowest, highest))"
         raise DataError(f"an image must be uint8, not {frame.dtype}: use {advice}")
     if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4)):
+        advice = ": pass one image at a time, or use batch()" if frame.ndim == 4 else ""
+        if frame.ndim == 3 and frame.shape[0] in (1, 3, 4):
+            advice = ": move the channels to the end, frame.transpose(1, 2, 0)"
         raise DataError(
-            f"an image must have shape (height, width, 3), or 1 or 4 channels; got {frame.shape}"
-            + (": pass one image at a time, or use batch()" if frame.ndim == 4 else "")
+            "an image must have shape (height, width, 3), or 1 or 4 channels; got "
+            f"{frame.shape}{advice}"
         )
     if not 0 < frame.size <= MAX_VALUES:
         what = f"have more than {MAX_VALUES} values" if frame.size else "be empty"

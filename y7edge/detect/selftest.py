@@ -92,24 +92,45 @@ def selftest(
         RuntimeMissing, DeviceError: the engine cannot be used.
     """
     artifact = load_undamaged(path, backend)
-    digest = registry.check_payload(artifact, backend)
-    if not artifact.manifest.probes:
-        raise ParityError(f"{path} has no probes to repeat: export it again")
+    registry.check_payload(artifact, backend)
     options = SessionOptions(device, threads, check_payload=False)  # checked above
+    require_probes(path, artifact.manifest)
     with closing(registry.open_session(artifact, options, backend)) as session:
-        manifest = artifact.manifest
-        results = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
-        failed = [result for result in results if not result.passed]
-        report = SelftestReport(
-            status="failed" if failed else "passed",
-            artifact=str(path),
-            payload_digest=digest,
-            parity=str(manifest.parity.get("status")),
-            probes=results,
-            device=session.device,
-            arithmetic=session.arithmetic,
-            versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
-        )
+        return repeat_probes(path, artifact.manifest, session)
+
+
+def require_probes(path: Path | str, manifest: Manifest) -> None:
+    """Raise ParityError if an artifact has no probes."""
+    if not manifest.probes:
+        raise ParityError(f"{path} has no probes to repeat: export it again")
+
+
+def repeat_probes(path: Path | str, manifest: Manifest, session: Session) -> SelftestReport:
+    """Run the probes of an artifact whose digest was checked.
+
+    Args:
+        path: the artifact, for the report.
+        manifest: of the artifact.
+        session: in which the artifact is open.
+
+    Raises:
+        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or no probe exists.
+        ArtifactError: the probes cannot be reproduced here.
+        DeviceError: the engine failed.
+    """
+    require_probes(path, manifest)
+    results = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
+    failed = [result for result in results if not result.passed]
+    report = SelftestReport(
+        status="failed" if failed else "passed",
+        artifact=str(path),
+        payload_digest=manifest.payload_digest,
+        parity=str(manifest.parity.get("status")),
+        probes=results,
+        device=session.device,
+        arithmetic=session.arithmetic,
+        versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
+    )
     if failed:
         worst = failed[0]
         raise ParityError(

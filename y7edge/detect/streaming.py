@@ -27,12 +27,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.detect.ages import Ages
+from y7edge.detect.ages import Ages, Pace
 from y7edge.detect.detections import Detections
+from y7edge.detect.health import SILENCE_S, Health, SourceHealth
+from y7edge.detect.model import OpenModel
 from y7edge.detect.submission import check_timeout
 from y7edge.errors import ConfigError, SourceError, SourceSkipped, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
+from y7edge.text import one_line
 
 _POLL = 0.25  # seconds between two looks whether the stream was closed
 _JOIN = 1.5  # seconds that `close` waits for all threads together
@@ -54,7 +57,7 @@ class Stream:
         source: what ``Detector.stream`` takes.
         options: options of the sources that are opened here.
         detect: detects in a list of frames.
-        most: largest number of frames for ``detect``.
+        model: returns the model that ``detect`` uses, which may change.
         wait: seconds to wait for a frame; None: as long as no source has ended or failed.
         levels: of the model, for files of 16-bit images.
 
@@ -68,7 +71,7 @@ class Stream:
         source: object,
         options: Mapping[str, Any],
         detect: Callable[[Sequence[Frame]], list[Detections]],
-        most: int = 1,
+        model: Callable[[], OpenModel],
         wait: float | None = None,
         levels: tuple[int, int] | None = None,
     ) -> None:
@@ -77,11 +80,14 @@ class Stream:
         self._inputs = _opened(source, options)
         for one in self._inputs:
             use_levels(one.source, levels)
-        self._detect, self._most = detect, most
+        self._detect, self._model = detect, model
         self._wait = None if wait is None else check_timeout(wait, "wait")
         self._results: deque[tuple[str, Frame, Detections]] = deque()
         self._current: str | None = None
         self._ages = {one.name: Ages() for one in self._inputs}
+        self._pace = {one.name: Pace() for one in self._inputs}
+        self._error: BaseException | None = None
+        self._began = time.monotonic()
         single = len(self._inputs) == 1
         self._reader: _Single | _Several = (
             _Single(self._inputs[0]) if single else _Several(self._inputs)
@@ -105,10 +111,12 @@ class Stream:
                 self._fill()
             if self._results and self._close.alive:
                 self._current, frame, detections = self._results.popleft()
+                self._pace[self._current].add()
                 return frame, detections
         except SourceTimeout:  # the stream is as it was
             raise
-        except BaseException:
+        except BaseException as error:
+            self._error = error
             self.close()
             raise
         self.close()
@@ -116,7 +124,7 @@ class Stream:
 
     def _fill(self) -> None:
         """Detect in the frames that are ready, and measure their ages."""
-        taken = self._reader.take(self._most, self._wait)
+        taken = self._reader.take(self._model().inference.batch, self._wait)
         if not taken:
             return
         found = self._detect([frame for _, frame in taken])
@@ -157,6 +165,26 @@ class Stream:
         There are none for sources whose capture times are not of ``time.monotonic_ns()``: files.
         """
         return MappingProxyType(self._ages)
+
+    @property
+    def pace(self) -> Mapping[str, Pace]:
+        """When results were returned, by source."""
+        return MappingProxyType(self._pace)
+
+    def health(self, silence: float = SILENCE_S) -> Health:
+        """Return whether detection continues, for the health check of a program that runs for long.
+
+        The stream is healthy if each source has ended as files do, or had a result within
+        ``silence`` seconds. A program that does not ask for the next result is not healthy either.
+        """
+        status = self.status
+        sources = tuple(
+            SourceHealth.of(name, status[name], self._pace[name], self._ages[name], silence)
+            for name in self.names
+        )
+        young = time.monotonic() - self._began <= silence
+        error = None if self._error is None else one_line(str(self._error))
+        return Health.of(self._model(), sources, young=young, error=error)
 
     @property
     def status(self) -> Mapping[str, Status]:

@@ -2,8 +2,8 @@
 
 Rows are true classes, columns are predicted classes. The last row and column are the background:
 missed objects are counted in the last column, detections without an object in the last row.
-Detections above confidence 0.25 are matched one to one with objects of any class at IoU above 0.45
-(the published thresholds), largest IoU first. If IoUs are equal, the larger confidence is first.
+Detections above a confidence are matched one to one with objects of any class at IoU above 0.45
+(the published threshold), largest IoU first. If IoUs are equal, the larger confidence is first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from y7edge.evaluation.tables import Tables, overlaps
 
-CONF, IOU = 0.25, 0.45
+IOU = 0.45
+CONF = 0.25  # the published threshold
 BACKGROUND = "background"
 
 
@@ -27,6 +28,7 @@ class Confusion:
 
     matrix: NDArray[np.int64]  # (classes + 1, classes + 1) counts
     names: tuple[str, ...]  # without the background
+    conf: float = CONF  # detections above it are counted
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -39,17 +41,20 @@ class Confusion:
             "rows": "truth",
             "columns": "prediction",
             "labels": list(self.labels),
-            "conf": CONF,
+            "conf": self.conf,
             "iou": IOU,
             "matrix": self.matrix.tolist(),
         }
 
 
-def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
-    """Match detections with objects, and count pairs, missed objects and false detections."""
+def confusion(tables: Tables, names: Sequence[str], conf: float = CONF) -> Confusion:
+    """Match detections with objects, and count pairs, missed objects and false detections.
+
+    ``conf``: detections above this confidence are counted.
+    """
     background = len(names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    kept = Tables(tables.truth, tables.found[tables.found[:, 5] > CONF], tables.images)
+    kept = Tables(tables.truth, tables.found[tables.found[:, 5] > conf], tables.images)
     for overlap in overlaps(kept):
         truth = kept.truth[overlap.truth, 1].astype(int)
         found = kept.found[overlap.found, 6].astype(int)
@@ -61,7 +66,7 @@ def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
         in_crowd = (overlap.iou > IOU) & crowd & (found[:, None] == truth[None])
         alone = np.setdiff1d(np.flatnonzero(~in_crowd.any(axis=1)), rows)
         np.add.at(matrix, (background, found[alone]), 1)
-    return Confusion(matrix, tuple(names))
+    return Confusion(matrix, tuple(names), conf)
 
 
 def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -19,7 +19,7 @@ from y7edge.data.images import read_image
 from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError
 from y7edge.evaluation.average_precision import COUNTS, averages
-from y7edge.evaluation.confusion import Confusion, confusion
+from y7edge.evaluation.confusion import CONF, Confusion, confusion
 from y7edge.evaluation.curves import THRESHOLDS, Curves, curves
 from y7edge.evaluation.tables import Table, Tables
 from y7edge.models.checkpoint import default_names
@@ -133,7 +133,7 @@ def collect(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """Detect in all images, and return labels and detections; arguments as for :func:`evaluate`."""
+    """Detect in all images, and return labels and detections; arguments as for ``evaluate``."""
     truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path, sample.levels)
@@ -196,7 +196,7 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
 
 
 def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
-    """Compute metrics from labels and detections; errors as for :func:`evaluate`."""
+    """Compute metrics from labels and detections; errors as for ``evaluate``."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))
     if not labels.any():
@@ -206,6 +206,7 @@ def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
     mean = precision[:, labels > 0].mean(axis=1)
     drawn = curves(tables, len(names), average.precision[0, :, :, 0])
     best = drawn.best
+    conf = None if best is None else float(THRESHOLDS[best])
     further: dict[str, Any] = {
         **{f"map_{size}": average.mean_precision(size) for size in _BY_SIZE},
         **{f"ar{count}": average.mean_recall(count) for count in COUNTS},
@@ -219,9 +220,9 @@ def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
         per_class=_per_class(names, labels, precision, drawn),
         images=tables.images,
         labels=int(labels.sum()),
-        confusion=confusion(tables, names),
+        confusion=confusion(tables, names, CONF if conf is None else conf),
         curves=drawn,
-        conf=None if best is None else float(THRESHOLDS[best]),
+        conf=conf,
         **further,
     )
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.evaluation.confusion import CONF, Confusion
 from y7edge.evaluation.confusion import IOU as MATCHED
+from y7edge.evaluation.confusion import Confusion
 from y7edge.evaluation.curves import IOU, THRESHOLDS, Curves
 from y7edge.files import atomic_write
 from y7edge.runtimes.base import require
@@ -71,7 +71,7 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     for line in (axes.axhline, axes.axvline):
         line(size - 1.5, color="#64748b", linewidth=0.8)
     axes.set(xlabel="prediction", ylabel="truth")
-    axes.set_title(f"confidence above {CONF:g}, IoU above {MATCHED:g}", fontsize=10)
+    axes.set_title(f"confidence above {confusion.conf:g}, IoU above {MATCHED:g}", fontsize=10)
     return save(figure, path)
 
 

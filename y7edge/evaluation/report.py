@@ -22,7 +22,8 @@ CAPTIONS = {
     "recall": "Recall: the fraction of the objects that is found.",
     "f1": "F1: the harmonic mean of precision and recall; dotted: the best threshold.",
     "pr": "Precision over recall; the mean of a line is the average precision of its class.",
-    "confusion": "Confusion: rows are the truth, columns the prediction.",
+    "confusion": "Confusion at the best threshold: rows are the truth, columns the prediction. The "
+    "last column has missed objects, the last row detections without an object.",
 }
 CURVES, PREDICTIONS, RESULTS = "curves", "predictions", "predictions.json"
 
@@ -50,7 +51,7 @@ def save(
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
     ``detect`` returns the detections to draw, with default thresholds. ``coco_ids`` and
-    ``category_ids`` as for :func:`~y7edge.evaluation.coco_results.write_submission`.
+    ``category_ids`` as for ``y7edge.evaluation.coco_results.write_submission``.
 
     Raises:
         ConfigError: ``coco_ids`` is set, but the data set does not have 80 classes.
@@ -119,7 +120,7 @@ def sections(metrics: Metrics, saved: Saved) -> list[str]:
         ]
         words = (
             f"{len(images)} of {metrics.images} images, spread evenly over the split. Left: "
-            "labels. Right: detections at the default thresholds."
+            "labels. Right: detections at the confidence threshold that the model has stored."
         )
         parts.append(html.section("Images", html.paragraph(words, "soft"), html.column(shown)))
     return parts

@@ -1,4 +1,4 @@
-"""Who may open the page: addresses, tokens, and the checks of every request.
+"""Who may open the page and ask for the health: addresses, tokens, and the checks of every request.
 
 The page shows a camera, so it is served on the loopback interface only, unless there is a token.
 Other web sites that the user visits are kept out by two checks. The ``Host`` header must be an IP
@@ -38,13 +38,15 @@ class Address:
     Attributes:
         host: an IP address without brackets, or a name.
         port: the TCP port; 0: any free port.
+        option: of the command line, for messages.
     """
 
     host: str
     port: int
+    option: str = "--web"
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str, option: str = "--web") -> Address:
         """Parse ``8080``, ``127.0.0.1:8080``, ``[::1]:8080`` or ``:0``.
 
         Without a host it is 127.0.0.1, the loopback interface.
@@ -55,9 +57,9 @@ class Address:
         found = _ADDRESS.fullmatch(text.strip())
         if found is None or int(found[2]) > 65535:
             raise ConfigError(
-                f"--web is {text!r}, expected a port, or host:port such as 127.0.0.1:8080"
+                f"{option} is {text!r}, expected a port, or host:port such as 127.0.0.1:8080"
             )
-        return cls((found[1] or "127.0.0.1").strip("[]").lower(), int(found[2]))
+        return cls((found[1] or "127.0.0.1").strip("[]").lower(), int(found[2]), option)
 
     @property
     def is_loopback(self) -> bool:
@@ -71,7 +73,7 @@ class Address:
             ConfigError: the host is not known, or not an address of this machine.
             DeviceError: the port is in use, or not allowed.
         """
-        where = f"--web {self.host}:{self.port}"
+        where = f"{self.option} {self.host}:{self.port}"
         host = "127.0.0.1" if self.host == "localhost" else self.host
         try:
             family, _, _, _, found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)[0]
@@ -116,33 +118,40 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def new_token() -> str:
+    """Return a new secret."""
+    return secrets.token_urlsafe(24)
+
+
 class Guard:
     """Decide which requests are answered.
 
     Args:
         address: where the page is served.
         token: the secret that viewers need; "auto": a new one; None: viewers need none.
+        required: whether an address that other machines reach needs a token.
 
     Attributes:
         token: the secret, or None.
+        is_loopback: whether only programs of this machine reach the address.
 
     Raises:
         ConfigError: the token is too short or has other characters, or there is none and the
             address can be reached from other machines.
     """
 
-    def __init__(self, address: Address, token: str | None) -> None:
-        if token is None and not address.is_loopback:
+    def __init__(self, address: Address, token: str | None, *, required: bool = True) -> None:
+        if token is None and required and not address.is_loopback:
             raise ConfigError(
-                f"--web {address.host}: other machines can open this address, so it needs a "
-                "token: add --token auto, or use 127.0.0.1"
+                f"{address.option} {address.host}: other machines can open this address, so it "
+                "needs a token: add --token auto, or use 127.0.0.1"
             )
         if token is not None and token != "auto" and not _TOKEN.fullmatch(token):
             raise ConfigError(
                 "--token: expected 'auto', or 16 to 200 letters, digits or _ . ~ -"  # not printed
             )
-        self.token = secrets.token_urlsafe(24) if token == "auto" else token
-        self._is_loopback = address.is_loopback
+        self.token = new_token() if token == "auto" else token
+        self.is_loopback = address.is_loopback
         machine = socket.gethostname().lower()
         self._names = {"localhost", address.host}
         if not address.is_loopback:
@@ -158,7 +167,7 @@ class Guard:
             given = ipaddress.ip_address(name)
         except ValueError:
             return name in self._names
-        return given.is_loopback or not self._is_loopback
+        return given.is_loopback or not self.is_loopback
 
     def allows_origin(self, origin: str | None, host: str | None) -> bool:
         """Return whether an ``Origin`` header is the page itself; programs send none."""

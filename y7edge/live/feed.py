@@ -154,6 +154,7 @@ class Feed:
             "type": "image",
             "source": self._index,
             "frame": shot.detections.frame_id,
+            "model_id": shot.detections.model_id,
             "size": list(shot.detections.image_wh),
             "boxes": _boxes(shot.detections),
         }

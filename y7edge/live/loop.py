@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,6 @@ from y7edge.text import printable
 
 FLOOR = 0.05
 """Confidence that the model is opened with, so that the threshold can be changed later."""
-_RATE_SECONDS = 2.0  # over which the rate of results is measured
-_SILENT_SECONDS = 3.0
-_MAX_TIMES = 1024
 
 Sink = Callable[[str, Frame, Detections, Detections], object]
 """Receives the name of a source, a frame, its detections above the threshold, and all of them."""
@@ -51,6 +44,7 @@ class Threshold:
     def __init__(self, value: float, floor: float) -> None:
         self.floor = floor
         self.value = self._checked(value)
+        self._is_set = False
 
     @classmethod
     def of(cls, manifest: Manifest, conf: float | None) -> Threshold:
@@ -82,6 +76,12 @@ class Threshold:
             ConfigError: the value is not a number from the floor to 1.
         """
         self.value = self._checked(value)
+        self._is_set = True
+
+    def adopt(self, other: Threshold) -> None:
+        """Take the value and the floor of another model's; keep a value that a viewer has set."""
+        self.floor = other.floor
+        self.value = max(self.value, other.floor) if self._is_set else other.value
 
     def _checked(self, value: object) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -90,49 +90,6 @@ class Threshold:
                 f"the confidence is {str(value)[:40]}, expected a number from {self.floor:g} to 1"
             )
         return float(value)  # type: ignore[arg-type]
-
-
-@dataclass
-class _Source:
-    """The results of one source."""
-
-    frames: int = 0
-    first: float = 0.0
-    last: float = 0.0
-    times: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_TIMES))
-    newest: Detections | None = None
-
-    def add(self, now: float, found: Detections) -> None:
-        self.first = self.first if self.frames else now
-        self.frames, self.last = self.frames + 1, now
-        self.times.append(now)
-        self.newest = found
-
-    def rate(self, now: float) -> float:
-        """Return results per second, over the last seconds, or two results of a slow model."""
-        times = list(self.times)
-        recent = [at for at in times if now - at <= _RATE_SECONDS]
-        recent = recent if len(recent) > 1 else times[-2:]
-        return (len(recent) - 1) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else 0.0
-
-    def silent(self, now: float) -> float | None:
-        """Return seconds since the newest result, if it is much longer than between the last two.
-
-        An engine that hangs is noticed by this, while its cameras run.
-        """
-        times = list(self.times)[-2:]
-        usual = times[-1] - times[0] if len(times) > 1 else math.inf
-        seconds = now - self.last
-        return round(seconds, 1) if seconds > max(_SILENT_SECONDS, 3 * usual) else None
-
-    def objects(self) -> dict[int, int]:
-        found = None if self.newest is None else self.newest.class_id
-        ids, counts = np.unique([] if found is None else found, return_counts=True)
-        return {int(kind): int(count) for kind, count in zip(ids, counts, strict=True)}
-
-    def mean_rate(self) -> float:
-        seconds = self.last - self.first
-        return (self.frames - 1) / seconds if seconds > 0 else 0.0
 
 
 class Loop:
@@ -157,7 +114,7 @@ class Loop:
         self.threshold = threshold
         self._stream, self._track = stream, track
         self.sinks: list[Sink] = []
-        self._sources: dict[str, _Source] = {name: _Source() for name in stream.names}
+        self._newest: dict[str, Detections | None] = dict.fromkeys(stream.names)
         # A daemon: an engine that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="y7edge live", daemon=True)
         self._error: BaseException | None = None
@@ -166,7 +123,7 @@ class Loop:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the sources."""
-        return tuple(self._sources)
+        return tuple(self._newest)
 
     def start(self) -> None:
         """Start the thread."""
@@ -206,7 +163,7 @@ class Loop:
         chosen = found.filter(confidence=self.threshold.value)
         if self._track is not None:
             chosen = self._track(name, chosen)
-        self._sources[name].add(time.monotonic(), chosen)
+        self._newest[name] = chosen
         for sink in self.sinks:
             sink(name, frame, chosen, found)
 
@@ -216,28 +173,32 @@ class Loop:
         Returns:
             Per source "name", "state", "problem", "rate" (results per second), "silent" (seconds
             since the newest result, if that is unusually long, or None), "results", "frames",
-            "dropped", "reconnects", "age" (``Ages.summary()`` in milliseconds, or None) and
-            "objects" (number of detections by class id in the newest result).
+            "dropped", "reconnects", "age" (``Ages.summary()`` in milliseconds, or None),
+            "objects" (number of detections by class id in the newest result), "named" (the same by
+            class name) and "model_id" (of the model that has found them, or None).
         """
-        ages, now = self._stream.ages, time.monotonic()
+        ages = self._stream.ages
         rows = []
         for name, status in self._stream.status.items():
-            source = self._sources[name]
+            pace, newest = self._stream.pace[name], self._newest[name]
+            objects = _objects(newest)
             age = ages[name].summary() if name in ages else None
             rows.append(
                 {
                     "name": name,
                     "state": status.state,
                     "problem": status.problem and printable(status.problem),
-                    "rate": round(source.rate(now), 2),
-                    "silent": source.silent(now),
+                    "rate": round(pace.rate(), 2),
+                    "silent": pace.silent(),
                     "stated_rate": status.rate,
-                    "results": source.frames,
+                    "results": pace.count,
                     "frames": status.frames,
                     "dropped": status.dropped,
                     "reconnects": status.reconnects,
                     "age": age if age and age["count"] else None,
-                    "objects": source.objects(),
+                    "objects": objects,
+                    "named": {} if newest is None else _named(objects, newest.names),
+                    "model_id": None if newest is None else newest.model_id,
                 }
             )
         return rows
@@ -246,10 +207,9 @@ class Loop:
         """Return one line about each source, for the end of the program."""
         lines = []
         for row in self.facts():
-            source = self._sources[row["name"]]
             parts = [
                 f"{row['results']} of {row['frames']} frames, {row['dropped']} dropped",
-                f"{source.mean_rate():.1f} frames/s",
+                f"{self._stream.pace[row['name']].mean_rate():.1f} frames/s",
                 *([_age_line(row["age"])] if row["age"] else []),
                 f"{row['reconnects']} reconnect{'s' * (row['reconnects'] != 1)}",
                 *([f"last fault: {row['problem']}"] if row["problem"] else []),
@@ -261,3 +221,15 @@ class Loop:
 def _age_line(age: dict[str, Any]) -> str:
     values = "/".join(f"{age[f'{name}_ms']:.0f}" for name in ("p50", "p95", "p99", "max"))
     return f"frame age {values} ms (p50/p95/p99/max)"
+
+
+def _objects(found: Detections | None) -> dict[int, int]:
+    ids, counts = np.unique([] if found is None else found.class_id, return_counts=True)
+    return {int(kind): int(count) for kind, count in zip(ids, counts, strict=True)}
+
+
+def _named(objects: Mapping[int, int], names: Sequence[str]) -> dict[str, int]:
+    named: dict[str, int] = {}
+    for kind, count in objects.items():
+        named[names[kind]] = named.get(names[kind], 0) + count
+    return named

@@ -6,8 +6,9 @@ threshold and what its viewer watches.
 
 Messages from the server are JSON, ``{"type": "hello" | "status" | "error", ...}``, and binary
 images: 4 bytes with the length N of a header (big-endian), N bytes of JSON ``{"type": "image",
-"source", "frame", "size": [w, h], "boxes": [[left, top, right, bottom, confidence, class id,
-tracker id]]}``, and a JPEG image, which may be smaller than ``size``.
+"source", "frame", "model_id", "size": [w, h], "boxes": [[left, top, right, bottom, confidence,
+class id, tracker id]]}``, and a JPEG image, which may be smaller than ``size``. "hello" comes again
+if the detector uses another model.
 
 Messages to the server are ``{"type": "watch", "source": number or null}``, ``{"type": "drawn"}``
 after each image, and ``{"type": "conf", "value": number}``. A viewer gets the next image, the
@@ -19,10 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import resources
@@ -31,11 +30,12 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError, DeviceError
+from y7edge.errors import ConfigError
 from y7edge.frames import Frame
-from y7edge.live.access import Guard, reachable
+from y7edge.live.access import Guard
 from y7edge.live.feed import Feed, Limits, Viewer
 from y7edge.live.loop import Threshold
+from y7edge.live.serving import MAX_MESSAGE, SHUTDOWN_SECONDS, Connection, Handler, HttpServer
 from y7edge.text import printable
 
 _PAGE = {
@@ -44,44 +44,25 @@ _PAGE = {
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-_HEADERS = {
-    "Server": "y7edge",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-_MAX_CONNECTIONS = 64
-_MAX_MESSAGE = 1024  # bytes, of a viewer's message or a request's body
-_MAX_HEADER = 4096  # bytes of a line of a request
 _MAX_MESSAGES = 500  # of a viewer in a second: one for each image, and changes
 _MAX_MISTAKES = 20  # messages of a viewer that are not valid
-_REQUEST_SECONDS = 15.0  # for a request to arrive, and for its answer to be read
 _PING_SECONDS = 30.0  # between pings; the answer may take half of it
 _STUCK_SECONDS = 30.0  # for a viewer to draw an image
 _STATUS_SECONDS = 1.0
 _CHANGE_SECONDS = 0.1  # between two messages about changes
-_START_SECONDS = 10.0
-_SHUTDOWN_SECONDS = 2.0
 
 # Codes that tell the page why a WebSocket was closed; 4000 to 4999 are for applications (RFC 6455).
 _ENDED, _FULL, _STUCK, _WRONG = 4001, 4002, 4003, 4004
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-class Server:
+class Server(HttpServer):
     """Serve the page while it is open; a context manager.
 
     Args:
         listener: a listening socket, see ``Address.listen``; closed at the end.
         guard: decides which requests are answered.
         threshold: the threshold that viewers see and change.
-        about: what the page shows of the model: "model", "engine", "device", "precision" and so on,
+        about: what the page shows of the model: "model", "model_id", "engine", "device" and so on,
             and "names" and "colours" by class id.
         sources: names of the sources.
         facts: returns what the page shows every second; called in the server's thread.
@@ -98,9 +79,9 @@ class Server:
         facts: Callable[[], Mapping[str, Any]],
         limits: Limits,
     ) -> None:
+        super().__init__("page", listener, guard)
         self.limits = limits
-        self._listener, self._guard, self._threshold = listener, guard, threshold
-        self._host, self._port = listener.getsockname()[:2]
+        self._threshold = threshold
         self._about, self._sources, self._facts = dict(about), sources, facts
         self._viewers: dict[Viewer, web.WebSocketResponse] = {}
         self._feeds: list[Feed] = []
@@ -109,20 +90,13 @@ class Server:
             path: (resources.files("y7edge.live").joinpath("page", name).read_bytes(), kind)
             for path, (name, kind) in _PAGE.items()
         }
-        self._ready, self._stop = threading.Event(), asyncio.Event()
         self._changed = asyncio.Event()  # the threshold or the viewers
-        self._is_open = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="y7edge page", daemon=True)
 
     @property
     def url(self) -> str:
         """The address of the page, with the token."""
-        host = reachable(self._host)
-        host = f"[{host}]" if ":" in host else host
         token = f"?token={self._guard.token}" if self._guard.token else ""
-        return f"http://{host}:{self._port}/{token}"
+        return f"{self.address}/{token}"
 
     @property
     def viewers(self) -> int:
@@ -147,97 +121,34 @@ class Server:
         if self._is_open:
             self._feeds[self._sources.index(source)].offer(frame, found)
 
-    def __enter__(self) -> Server:
-        self._thread.start()
-        if not self._ready.wait(_START_SECONDS):
-            raise DeviceError(f"the page did not start within {_START_SECONDS:g} s")
-        if self._failure is not None:
-            raise self._failure
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_open = False
-        if self._loop is not None and self._thread.is_alive():
+    def show_model(self, about: Mapping[str, Any]) -> None:
+        """Show another model, which the detector uses from now on; may be called by any thread."""
+        if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(_SHUTDOWN_SECONDS + 3)
-        self._listener.close()
+                self._loop.call_soon_threadsafe(self._set_about, dict(about))
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:
-            self._failure = error
-            logging.getLogger(__name__).error("the web page has stopped: %r", error)
-        finally:
-            self._is_open = False
-            self._ready.set()
+    def _set_about(self, about: dict[str, Any]) -> None:
+        self._about = about
+        self._changed.set()
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        app = web.Application(middlewares=[self._once, self._check], client_max_size=_MAX_MESSAGE)
-        app.on_response_prepare.append(_set_headers)
-        for path in self._files:
-            app.router.add_get(path, self._page)
-        app.router.add_get("/access", self._access)
-        app.router.add_get("/stream", self._stream)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        assert runner.server is not None
-        manager = runner.server
-        encoder = ThreadPoolExecutor(1, thread_name_prefix="y7edge jpeg")
-        self._feeds = [Feed(i, self.limits, encoder) for i in range(len(self._sources))]
-        tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
-        tasks.append(asyncio.create_task(self._tick()))
-        server = await self._loop.create_server(
-            lambda: _Connection(manager, loop=asyncio.get_running_loop()), sock=self._listener
-        )
-        self._is_open = True
-        self._ready.set()
-        try:
-            stopping = asyncio.create_task(self._stop.wait())
-            done, _ = await asyncio.wait([stopping, *tasks], return_when="FIRST_COMPLETED")
-            for task in done - {stopping}:
-                task.result()  # raises: the tasks do not end
-        finally:
-            server.close()
-            await self._close_viewers()
-            for task in tasks:
-                task.cancel()
-            with suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(runner.cleanup(), _SHUTDOWN_SECONDS)
-            encoder.shutdown(wait=False, cancel_futures=True)
+    def _routes(self) -> Mapping[str, Handler]:
+        pages = dict.fromkeys(self._files, self._page)
+        return {**pages, "/access": self._access, "/stream": self._stream}
 
-    async def _close_viewers(self) -> None:
+    def _tasks(self) -> list[Coroutine[Any, Any, None]]:
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="y7edge jpeg")
+        self._feeds = [Feed(i, self.limits, self._encoder) for i in range(len(self._sources))]
+        return [*(feed.run() for feed in self._feeds), self._tick()]
+
+    async def _leave(self) -> None:
         closing = [
             ws.close(code=_ENDED, message=b"the program has ended") for ws in self._viewers.values()
         ]
         with suppress(TimeoutError, asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*closing), _SHUTDOWN_SECONDS)
+            await asyncio.wait_for(asyncio.gather(*closing), SHUTDOWN_SECONDS)
+        self._encoder.shutdown(wait=False, cancel_futures=True)
 
     # --- requests ---------------------------------------------------------------------------------
-
-    @web.middleware
-    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.headers.get("Host")
-        if not self._guard.allows_host(host):
-            raise web.HTTPForbidden(
-                text="This page is opened by the IP address of the machine, or by its name.\n"
-            )
-        if not self._guard.allows_origin(request.headers.get("Origin"), host):
-            raise web.HTTPForbidden(text="Requests of other web sites are refused.\n")
-        return await handler(request)
-
-    @web.middleware
-    async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer one request per connection, so that a client cannot queue many of them."""
-        try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            error.force_close()
-            raise
-        response.force_close()
-        return response
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         given = request.query.get("token")
@@ -276,17 +187,17 @@ class Server:
             raise web.HTTPBadRequest(text="invalid request\n")
         ws = web.WebSocketResponse(
             heartbeat=_PING_SECONDS,
-            max_msg_size=_MAX_MESSAGE,
+            max_msg_size=MAX_MESSAGE,
             compress=False,
             autoping=False,  # they are counted too
-            timeout=_SHUTDOWN_SECONDS,
+            timeout=SHUTDOWN_SECONDS,
         )
         try:
             await ws.prepare(request)
         except ValueError as error:  # of a key that is not ASCII
             raise web.HTTPBadRequest(text="invalid request\n") from error
         connection = request.protocol
-        assert isinstance(connection, _Connection)
+        assert isinstance(connection, Connection)
         if len(self._viewers) >= self.limits.viewers:
             message = f"{self.limits.viewers} viewers are connected, which is the limit"
             await ws.close(code=_FULL, message=message.encode())
@@ -367,9 +278,11 @@ class Server:
     async def _send(self, viewer: Viewer, ws: web.WebSocketResponse) -> None:
         """Send what is new until the viewer has gone."""
         loop = asyncio.get_running_loop()
-        await ws.send_str(json.dumps({"type": "hello", "sources": self._names(), **self._about}))
-        sent = 0
+        sent, told = 0, None
         while not ws.closed:
+            if told is not self._about:
+                told = self._about
+                await ws.send_str(json.dumps({"type": "hello", "sources": self._names(), **told}))
             if viewer.in_flight and loop.time() - viewer.waits_since > _STUCK_SECONDS:
                 await ws.close(code=_STUCK, message=b"no answer")
                 return
@@ -415,65 +328,3 @@ class Server:
         self._status = self._status[0] + 1, json.dumps(status)
         for viewer in self._viewers:
             viewer.wake.set()
-
-
-async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
-
-
-class _Connection(web.RequestHandler):
-    """A connection that ends in time, also if the other side sends slowly or does not read."""
-
-    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            manager,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # it would contain the token
-            max_line_size=_MAX_HEADER,
-            max_field_size=_MAX_HEADER,
-            lingering_time=0,
-        )
-        self._all = manager
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse the connection if there are too many."""
-        super().connection_made(transport)
-        if len(self._all.connections) > _MAX_CONNECTIONS:
-            self.force_close()
-        else:
-            self.leave()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the timer."""
-        self.stay()
-        super().connection_lost(exc)
-
-    def stay(self) -> None:
-        """Keep the connection open: it has a viewer."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def leave(self) -> None:
-        """Close the connection soon. Data that the other side does not read is discarded then."""
-        transport = self.transport
-        if isinstance(transport, asyncio.Transport):
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(_REQUEST_SECONDS, transport.abort)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer a malformed request without details; report errors of ours."""
-        if status < 500 or isinstance(exc, ConnectionError):  # the client has gone
-            response: web.StreamResponse = web.Response(status=status, text="invalid request\n")
-            response.force_close()
-        else:
-            response = super().handle_error(request, status, exc, message)
-        response.headers.update(_HEADERS)
-        return response

@@ -32,7 +32,7 @@ class Checkpoint:
 
     Attributes:
         spec: the rows.
-        arrays: weights by key, see :func:`y7edge.models.shapes.weight_shapes`. They are float32 (in
+        arrays: weights by key, see ``y7edge.models.shapes.weight_shapes``. They are float32 (in
             the proof of folding float64); the counters of BatchNorm are int64.
         names: class names, by class id.
         meta: JSON values such as imgsz, epoch, metrics, data, provenance, licence.
@@ -121,7 +121,7 @@ def check(checkpoint: Checkpoint, source: str) -> None:
     Raises:
         CheckpointError: keys are missing or unexpected, a shape or dtype is wrong, a value is NaN
             or infinite, the number of names is not ``nc``, an entry of ``meta`` has the wrong type,
-            or the model exceeds a limit of :mod:`y7edge.artifact.bounds`.
+            or the model exceeds a limit of ``y7edge.artifact.bounds``.
     """
     spec, arrays = checkpoint.spec, checkpoint.arrays
     expected = check_description(checkpoint, source)
@@ -150,7 +150,7 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
     """Check everything except the weights; return the expected shape of each weight by key.
 
     Raises:
-        CheckpointError: see :func:`check`.
+        CheckpointError: see ``check``.
     """
     spec = checkpoint.spec
     check_names(checkpoint.names, spec.nc, source)

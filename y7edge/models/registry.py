@@ -158,7 +158,7 @@ def _without_aux(spec: Spec) -> tuple[Row, ...]:
 def kept_rows(spec: Spec) -> tuple[int, ...]:
     """Return the indices of all rows that the lead head depends on, without the head.
 
-    Row ``kept_rows(spec)[n]`` becomes row ``n`` in :func:`deploy` and :func:`folded`.
+    Row ``kept_rows(spec)[n]`` becomes row ``n`` in ``deploy`` and ``folded``.
     """
     needed = set(spec.lead_inputs)
     for row in reversed(spec.rows[:-1]):

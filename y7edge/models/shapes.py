@@ -82,7 +82,7 @@ def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
     """Return all convolutions in the order of the weights, including RepConv branches and heads.
 
     Raises:
-        ConfigError: strides do not match (see :func:`strides`), or there are more than
+        ConfigError: strides do not match (see ``strides``), or there are more than
             ``MAX_PARAMETERS`` parameters.
     """
     at = strides(spec)
@@ -218,7 +218,7 @@ def gflops(spec: Spec, height: int, width: int) -> float:
 
 
 def require_affordable(spec: Spec, height: int, width: int, *, asked: bool = False) -> None:
-    """Check that memory and time for one image are within :mod:`y7edge.artifact.bounds`.
+    """Check that memory and time for one image are within ``y7edge.artifact.bounds``.
 
     ``asked``: whether the user chose the size. The limit of memory is then ``MAX_ASKED``; for sizes
     in files it is ``MAX_LIVE``.

@@ -1,7 +1,7 @@
 """Descriptions of models as rows, from which the torch module and the ONNX graph are built.
 
 A row contains the indices of its inputs, the kind of block and the block's parameters. Everything
-else (strides, weight names and shapes, operations) is computed by :mod:`y7edge.models.shapes`.
+else (strides, weight names and shapes, operations) is computed by ``y7edge.models.shapes``.
 
 The architectures are those of "YOLOv7: Trainable bag-of-freebies sets new state-of-the-art for
 real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).

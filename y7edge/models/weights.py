@@ -59,7 +59,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
     Equal checkpoints give equal bytes.
 
     Raises:
-        CheckpointError: the checkpoint is invalid (see :func:`y7edge.models.checkpoint.check`),
+        CheckpointError: the checkpoint is invalid (see ``y7edge.models.checkpoint.check``),
             its metadata is not valid JSON, or the file cannot be written.
         RuntimeMissing: safetensors is not installed.
     """

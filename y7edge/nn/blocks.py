@@ -31,7 +31,7 @@ def activation(kind: Activation) -> nn.Module:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Return whether a module is one that :func:`activation` returns."""
+    """Return whether a module is one that ``activation`` returns."""
     return isinstance(module, nn.SiLU | nn.LeakyReLU | nn.ReLU | nn.Hardswish)
 
 
@@ -73,7 +73,7 @@ class RepConv(nn.Module):
     """RepVGG convolution in training form: the sum of 3x3, 1x1 and optional identity branches.
 
     "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101.03697).
-    :mod:`y7edge.models.planning` says where the identity branch is allowed.
+    ``y7edge.models.planning`` says where the identity branch is allowed.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Model(nn.Module):
 
     Raises:
         ConfigError: the spec is inconsistent, or has a RepConv identity branch that
-            :mod:`y7edge.models.planning` does not allow. With ``allow_identity``, every identity
+            ``y7edge.models.planning`` does not allow. With ``allow_identity``, every identity
             branch is allowed.
     """
 
@@ -160,7 +160,7 @@ def create(
 ) -> Model:
     """Build a variant with randomly initialised weights.
 
-    See :func:`y7edge.models.get` for the arguments, and ``Spec`` for the forms.
+    See ``y7edge.models.get`` for the arguments, and ``Spec`` for the forms.
 
     Raises:
         ConfigError: the name, form or activation is unknown, or the anchors are invalid.

@@ -55,7 +55,7 @@ class ChannelsLast(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Decode one level, with the operations of :mod:`y7edge.export.graph.decode`."""
+    """Decode one level, with the operations of ``y7edge.export.graph.decode``."""
 
     largest: Tensor
     offset: Tensor

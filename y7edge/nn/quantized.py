@@ -5,7 +5,7 @@ The gradient of the rounding is 1 inside the range of the tensor and 0 outside o
 2018, arXiv 1712.05877, section 3). The scales of activations have gradients too (Esser et al. 2020,
 arXiv 1902.08153, equation 3). Thus weights and ranges can be trained for the quantised graph.
 
-The nodes are plain data. :mod:`y7edge.export.qat` reads them from the ONNX graph that the export
+The nodes are plain data. ``y7edge.export.qat`` reads them from the ONNX graph that the export
 writes, so that both have the same quantised tensors and the same scales.
 """
 
@@ -27,7 +27,7 @@ OPERATORS = (
     *("Add", "Concat", "Conv", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "Relu", "Resize"),
     *("Round", "Sigmoid", "Slice"),
 )
-"""Operators of :class:`Node`: those of ONNX, and ``Round``, which stands for a QDQ pair."""
+"""Operators of ``Node``: those of ONNX, and ``Round``, which stands for a QDQ pair."""
 
 _WEIGHT_MAX = 127
 _BIAS_MAX = 0.9 * (2**31 - 1)

@@ -12,7 +12,7 @@ from y7edge.nn.random_weights import random_checkpoint
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Load a checkpoint from a file (``.safetensors``, published ``.pt``), or create one by name.
 
-    The name of a variant gives seeded random weights (:mod:`y7edge.nn.random_weights`).
+    The name of a variant gives seeded random weights (``y7edge.nn.random_weights``).
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a checkpoint.

@@ -1,8 +1,8 @@
 """Cameras and live streams, captured by a child process that may hang or crash.
 
 A thread watches the child: it opens the device again after a fault, and ends children that hang
-(:mod:`y7edge.sources.supervisor`). The child shares memory with this process, out of which
-``Camera.read`` copies the newest frame (:mod:`y7edge.sources.ring`).
+(``y7edge.sources.supervisor``). The child shares memory with this process, out of which
+``Camera.read`` copies the newest frame (``y7edge.sources.ring``).
 """
 
 from __future__ import annotations

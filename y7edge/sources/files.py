@@ -6,9 +6,13 @@ import math
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,8 @@ _VIDEO_SUFFIXES = {
 _HIGHEST_RATE = 1000  # frames/s; MPEG-TS files without a frame rate report their clock of 90,000
 _DEFAULT_RATE = 25.0  # frames per second, as FFmpeg assumes for streams without times
 _CLOSE_SECONDS = 0.5  # how long ``close`` waits for a file that is being read
+Opened = tuple[str, Iterator[Frame]]
+"""The path of a file, and its frames."""
 _LEVELS = re.compile(r"(\d{1,5})-(\d{1,5})")
 
 
@@ -125,7 +131,7 @@ class Files(Source):
         loop: int = 0,
     ) -> None:
         self.name = name
-        self.paths, self.skipped = tuple(paths), tuple(skipped)
+        self.paths, self.skipped = paths, tuple(skipped)
         self.levels, self._rounds_left = levels, loop
         self._lock = threading.Lock()  # held while a file is read
         self._state: State = "running"
@@ -214,6 +220,11 @@ class Files(Source):
         return True
 
     @property
+    def loops(self) -> bool:
+        """Whether the files are read again after the last one."""
+        return self._rounds_left != 0
+
+    @property
     def progress(self) -> float:
         """Fraction of the files, or of a video's frames, that were read: 0 to 1."""
         video = self._video
@@ -241,6 +252,53 @@ class Files(Source):
                     self._leave()
             finally:
                 self._lock.release()
+
+
+def read_ahead(
+    paths: Iterable[str], levels: tuple[int, int] | None = None, threads: int = 2
+) -> Generator[Opened, None, None]:
+    """Yield each file with its frames; the first frames of the next files are read in threads.
+
+    The iterator of a file raises SourceError if the file cannot be read completely.
+
+    Args:
+        paths: images and videos.
+        levels: (lowest, highest) value of 16-bit images, as for ``Files``.
+        threads: number of threads, which hold twice as many frames.
+    """
+
+    def start(path: str) -> tuple[Files, Frame | SourceError | None]:
+        source = Files(path, [Path(path)], levels=levels)
+        try:
+            return source, source.read()
+        except SourceError as error:
+            return source, error
+
+    waiting: deque[tuple[str, Future[tuple[Files, Frame | SourceError | None]]]] = deque()
+    with ThreadPoolExecutor(threads, "y7edge-read") as pool:
+        try:
+            remaining = iter(paths)
+            while True:
+                for path in islice(remaining, 2 * threads - len(waiting)):
+                    waiting.append((path, pool.submit(start, path)))
+                if not waiting:
+                    return
+                path, future = waiting.popleft()
+                yield path, _frames(*future.result())
+        finally:
+            for _, future in waiting:
+                if not future.cancel():
+                    future.result()[0].close()
+
+
+def _frames(source: Files, first: Frame | SourceError | None) -> Iterator[Frame]:
+    """Yield the first frame and those that follow, or raise the error."""
+    with source:
+        if isinstance(first, SourceError):
+            raise first
+        while first is not None:
+            yield first
+            first = source.read()
 
 
 class _Video:
@@ -318,7 +376,7 @@ class _Video:
         self._video.release()
 
 
-def _find(source: str) -> tuple[list[Path], list[Path]]:
+def _find(source: str) -> tuple[Sequence[Path], list[Path]]:
     """List the images and videos of ``source``, sorted by name, and the entries that are skipped.
 
     A folder or a pattern selects files by suffix, and skips the others. A path of one file is
@@ -331,27 +389,76 @@ def _find(source: str) -> tuple[list[Path], list[Path]]:
     expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"
     try:
         if is_folder(path):
-            expected, entries = "a folder of images or videos", list(path.iterdir())
-        elif os.path.lexists(path):
+            return _list_folder(source, path)
+        if os.path.lexists(path):
             return [path], []
-        else:
-            root = Path(path.anchor)
-            entries = list(root.glob(str(path.relative_to(root))))
+        root = Path(path.anchor)
+        entries = list(root.glob(str(path.relative_to(root))))
     except OSError as error:
         raise SourceError(f"{source}: cannot be read: {reason(error)}") from error
     except ValueError as error:  # an invalid pattern, such as a**
         raise SourceError(f"{source}: expected {expected}: {error}") from error
     folders = set(filter(is_folder, entries))
     found = {entry for entry in entries if is_image(entry) or _is_video(entry)} - folders
-    others = sorted(set(entries) - found - (set() if is_folder(path) else folders))
+    others = sorted(set(entries) - found - folders)
     if not found:
-        what = f"none among {len(others)} entries" if others else "nothing"
-        if not (others or is_folder(path) or re.search(r"[*?[]", source)):
-            what = "no file or folder of this name"
-        if re.match(r"[\w.-]+:\d+(/|$)", source):
-            what += "; the address of a network camera starts with rtsp:// or http://"
-        raise SourceError(f"{source}: expected {expected}, found {what}")
+        raise _nothing_found(source, path, expected, others)
     return sorted(found), others
+
+
+def _list_folder(source: str, folder: Path) -> tuple[Sequence[Path], list[Path]]:
+    """Do what `_find` does for a folder, with little memory and time for each file."""
+    found: list[str] = []
+    others: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if (is_image(path) or _is_video(path)) and not _is_folder(entry):
+                    found.append(str(path))
+                else:
+                    others.append(path)
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read: {reason(error)}") from error
+    if not found:
+        raise _nothing_found(source, folder, "a folder of images or videos", others)
+    found.sort()
+    return _Paths(found), sorted(others)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed
+        return False
+
+
+class _Paths(Sequence[Path]):
+    """Paths that are kept as text, because a Path needs five times as much memory."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> _Paths: ...
+    def __getitem__(self, index: int | slice) -> Path | _Paths:
+        if isinstance(index, slice):
+            return _Paths(self._names[index])
+        return Path(self._names[index])
+
+
+def _nothing_found(source: str, path: Path, expected: str, others: list[Path]) -> SourceError:
+    what = f"none among {len(others)} entries" if others else "nothing"
+    if not (others or is_folder(path) or re.search(r"[*?[]", source)):
+        what = "no file or folder of this name"
+    if re.match(r"[\w.-]+:\d+(/|$)", source):
+        what += "; the address of a network camera starts with rtsp:// or http://"
+    return SourceError(f"{source}: expected {expected}, found {what}")
 
 
 def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:

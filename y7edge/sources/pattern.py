@@ -50,18 +50,41 @@ def grabber(options: Mapping[str, Any]) -> Pattern:
         raise SourceError(
             f"a pattern has no option {unknown[0]!r}: expected {', '.join(sorted(known))}"
         )
+    fault, after = read_fault(options)
     pattern = Pattern(
         width=_number(options, "width", 640, 2, _MAX_SIDE),
         height=_number(options, "height", 480, 2, _MAX_SIDE),
         fps=_rate(options.get("fps", 30.0)),
         format=_choice(options, "format", get_args(Format)) or "bgr",
         stride=_number(options, "stride", 0, 0, 8 * _MAX_SIDE),
-        fault=_choice(options, "fault", get_args(Fault)),
-        after=_number(options, "after", 0, -1, 1 << 31),
+        fault=fault,
+        after=after,
     )
-    if pattern.after < 0:
-        pattern.fail()
+    if after < 0:
+        fail(fault)
     return pattern
+
+
+def read_fault(
+    options: Mapping[str, Any], allowed: tuple[str, ...] = get_args(Fault)
+) -> tuple[Fault | None, int]:
+    """Return the options ``fault`` and ``after``: what happens, and after how many frames."""
+    return _choice(options, "fault", allowed), _number(options, "after", 0, -1, 1 << 31)
+
+
+def fail(fault: Fault | None) -> None:
+    """Do what a fault does at once: hang, crash, or raise SourceError."""
+    if fault == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+    if fault == "crash":
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault in ("error", "end"):
+        raise SourceError("the device reports an error (fault=error)")
 
 
 def read_number(frame: Frame) -> int:
@@ -103,27 +126,13 @@ class Pattern:
         fault = f", fault {self.fault} after {self.after} frames" if self.fault else ""
         return f"pattern {width}x{height} {self.format} {self.fps:g} fps{fault}"
 
-    def fail(self) -> None:
-        """Do what the fault does at once: hang, crash, or raise SourceError."""
-        if self.fault == "hang":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            while True:
-                time.sleep(1)
-        if self.fault == "crash":
-            import resource  # not on Windows
-
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if self.fault in ("error", "end"):
-            raise SourceError("the device reports an error (fault=error)")
-
     def grab(self, timeout: float) -> Captured | None:
         """Return the next frame, when it is due; frames are skipped if this is called too late."""
         faulty = self.fault is not None and self._count >= self.after >= 0
         if faulty and self.fault == "end":
             return None
         if faulty:
-            self.fail()
+            fail(self.fault)
         if faulty and self.fault == "stall":
             time.sleep(timeout)
             raise SourceTimeout("the pattern stalls (fault=stall)")

@@ -17,6 +17,7 @@ from y7edge.data.synthetic.conveyor import LARGEST_SIDE, Conveyor
 from y7edge.data.synthetic.scenes import SMALLEST_SIDE
 from y7edge.errors import SourceError, SourceTimeout
 from y7edge.sources.base import Captured
+from y7edge.sources.pattern import Fault, fail, read_fault
 
 _RANGES: dict[str, tuple[float, float]] = {
     "fps": (0.1, 1000),
@@ -26,6 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "speed": (0, 10),
     "frames": (0, 10**9),
 }
+_FAULTS = ("stall", "hang", "crash", "end", "error")  # those that change no images
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     for name, value in options.items():
         if name not in known:
             raise SourceError(
-                f"test://scenes has no option {str(name)!r}: expected {', '.join(known)}"
+                f"test://scenes has no option {str(name)!r}: expected "
+                f"{', '.join((*known, 'fault', 'after'))}"
             )
         low, high = _RANGES[name]
         kind = "a whole number" if known[name] is int else "a number"
@@ -92,10 +95,19 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
 def grabber(options: Mapping[str, Any]) -> Scenes:
     """Draw the belt, and start the camera above it.
 
+    Args:
+        options: those of ``Settings``; and ``fault`` and ``after`` of ``test://pattern``, with the
+            faults that do not change images.
+
     Raises:
-        SourceError: an option is invalid.
+        SourceError: an option is invalid, or the fault happens while it is opened.
     """
-    return Scenes(settings_of(options))
+    fault, after = read_fault(options, _FAULTS)
+    settings = {name: options[name] for name in options if name not in ("fault", "after")}
+    scenes = Scenes(settings_of(settings), fault, after)
+    if after < 0:
+        fail(fault)
+    return scenes
 
 
 class Scenes:
@@ -103,7 +115,8 @@ class Scenes:
 
     backend = "y7edge"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fault: Fault | None = None, after: int = 0) -> None:
+        self._fault, self._after = fault, after
         self.live = settings.frames == 0
         self.detail = (
             f"synthetic trays, {settings.width}x{settings.height} at {settings.fps:g} fps, seed "
@@ -122,6 +135,12 @@ class Scenes:
             SourceTimeout: no frame is due within ``timeout`` seconds.
         """
         sequence = self._next
+        if self._fault is not None and sequence >= self._after >= 0:
+            if self._fault == "end":
+                return None
+            fail(self._fault)
+            self._closed.wait(timeout)
+            raise SourceTimeout("test://scenes stalls (fault=stall)")
         if self.live:
             wait = (self._due_ns(sequence) - time.monotonic_ns()) / 1e9
             if wait > timeout:

@@ -18,16 +18,14 @@ _TESTS = ("pattern", "scenes")
 def open_source(uri: str | int | Path, **options: Option) -> Source:
     """Open a camera, a network stream, a video, images, a recording, or a test pattern.
 
-    ============================== ================================================================
-    ``csi://0``                    a camera at the CSI connector of a Jetson
-    ``/dev/video0``, ``0``         a USB camera; also ``v4l2:///dev/video0``
-    ``rtsp://user:pw@host/path``   a network camera; also ``rtp://``, ``http://``, ``https://``
-    ``gst://PIPELINE``             a GStreamer pipeline without its sink
-    ``video.mp4``, ``image.jpg``   a file; also ``file://video.mp4``
-    ``images/``, ``images/*.png``  the images and videos of a folder or pattern, sorted by name
-    ``replay://FOLDER``            a recording of ``y7edge live --record``, with its capture times
-    ``test://pattern``             a test pattern without a camera; also ``test://scenes``
-    ============================== ================================================================
+    - ``csi://0``: a camera at the CSI connector of a Jetson;
+    - ``/dev/video0``, ``0``: a USB camera; also ``v4l2:///dev/video0``;
+    - ``rtsp://user:pw@host/path``: a network camera; also ``rtp://``, ``http://``, ``https://``;
+    - ``gst://PIPELINE``: a GStreamer pipeline without its sink;
+    - ``video.mp4``, ``image.jpg``: a file; also ``file://video.mp4``;
+    - ``images/``, ``images/*.png``: the images and videos of a folder or pattern, sorted by name;
+    - ``replay://FOLDER``: a recording of ``y7edge live --record``, with its capture times;
+    - ``test://pattern``: a test pattern without a camera; also ``test://scenes``.
 
     Options follow the URI, as in ``csi://0?width=1280&rate=30``, or are keyword arguments. The
     query of a network URI may also have parameters for its server: those are passed on. After a

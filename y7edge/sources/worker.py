@@ -1,6 +1,6 @@
 """The child process of a camera: captures frames, and puts them into shared memory.
 
-It is started by :mod:`y7edge.sources.child`, which also has the other end of the control socket.
+It is started by ``y7edge.sources.child``, which also has the other end of the control socket.
 Messages are JSON objects, one a line. From the parent: the kind of grabber and its options, then
 ``{"taken": 1}`` for each frame of a source that is not live, and ``{"stop": true}``. To the parent:
 ``opened``, ``memory`` (with the descriptor of a ring), ``rate``, ``frame``, ``incomplete``,

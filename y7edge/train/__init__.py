@@ -1,9 +1,51 @@
 """Train models (needs torch).
 
-Example::
+The functions are imported on first use::
 
-    from y7edge.train.run.loop import train
-    from y7edge.train.settings.config import TrainConfig
+    from y7edge.train import TrainConfig, for_terminal, train
 
-    result = train(TrainConfig(data="data.yaml", model="yolov7-tiny", imgsz=320, epochs=60))
+    config = TrainConfig(data="data.yaml", model="yolov7-tiny", imgsz=320, epochs=60)
+    result = train(config, progress=for_terminal())
+    print(result.best, result.metrics.map50_95)
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from y7edge.errors import RuntimeMissing
+
+if TYPE_CHECKING:
+    from y7edge.train.run.loop import TrainResult, resume, train
+    from y7edge.train.run.progress import for_terminal
+    from y7edge.train.settings.config import TrainConfig
+    from y7edge.train.settings.recipes import RECIPES
+
+__all__ = ["RECIPES", "TrainConfig", "TrainResult", "for_terminal", "resume", "train"]
+
+_ELSEWHERE = {
+    "RECIPES": "y7edge.train.settings.recipes",
+    "TrainConfig": "y7edge.train.settings.config",
+    "TrainResult": "y7edge.train.run.loop",
+    "for_terminal": "y7edge.train.run.progress",
+    "resume": "y7edge.train.run.loop",
+    "train": "y7edge.train.run.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(_ELSEWHERE[name])
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(
+            f"y7edge.train.{name} needs {error.name}, which is not installed: pip install "
+            '"y7edge[train]"'
+        ) from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -126,6 +126,11 @@ def test_generated_data_set_loads(tmp_path):
             assert (sample.class_id == made.class_id).all()
 
 
+def test_a_data_set_without_val(tmp_path):
+    data = load(generate(tmp_path / "set", train=2, val=0))
+    assert {split: len(samples) for split, samples in data.splits.items()} == {"train": 2}
+
+
 def test_generate_is_deterministic(tmp_path):
     first, second, other = (
         load(generate(tmp_path / name, train=2, val=1, seed=seed, size=(96, 96))).digest

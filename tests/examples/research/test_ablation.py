@@ -113,6 +113,7 @@ def test_images_are_made_once_by_concurrent_processes(script, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_every_training_is_done_once_and_resumes(script, tmp_path, monkeypatch):
     chosen = options(script, tmp_path, "--only", "implicit", "average")
     begun = []

@@ -30,6 +30,7 @@ def test_a_row_is_in_the_documentation(faults, name):
     assert float(row.noticed) < 5 and (row.again == "-" or float(row.again) < 10)
 
 
+@pytest.mark.slow
 def test_a_stalled_camera_is_noticed_after_a_second(faults):
     row = faults.ROWS["stall"]()
     assert 1.0 <= float(row.noticed) < 4 and "no frame for 1." in row.seen

@@ -90,6 +90,7 @@ def test_problems_are_errors_of_one_line(scripts, run, tmp_path, monkeypatch, ca
     assert (code, rows) == (3, [])
 
 
+@pytest.mark.slow
 def test_graphs_in_a_vendors_tool(scripts, run, tmp_path, monkeypatch):
     _, vendors = scripts
     python = tmp_path / "python"

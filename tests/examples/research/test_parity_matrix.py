@@ -30,6 +30,7 @@ def matrix(narrow_tiny, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_every_combination_is_a_row(matrix):
     code, rows = matrix("--target", "onnx", "--precision", "fp32")
     assert code == 0

@@ -367,6 +367,28 @@ def test_swapped_colours_are_not_the_cause_if_the_heads_agree():
     assert of_outputs(case).name == "precision"
 
 
+class Unsure(FakeSession):
+    """An int8 model whose heads are close, and whose objects have half of the score."""
+
+    def _run(self, feeds):
+        outputs = super()._run(feeds)
+        outputs["head0"][:, 4] = np.minimum(outputs["head0"][:, 4], 0)
+        return outputs
+
+
+def test_candidates_that_differ_although_the_heads_agree():
+    manifest = make_manifest()
+    lower = replace(manifest, precision="int8")
+    a = Opened("a", FakeSession(manifest), manifest)
+    b = Opened("b", Unsure(lower), lower)
+    frame = np.zeros((64, 96, 3), np.uint8)
+    frame[16:32, 16:32] = 255
+    limits = Limits(parity.comparable("int8", 1e-4), parity.tolerance("fp32", 1e-4))
+    fed = prepared(frame, manifest.input), prepared(frame, lower.input)
+    case = Case(a, b, frame, fed, (a.run(fed[0]), b.run(fed[1])), limits)
+    assert "but not the candidates: measure the mAP" in of_outputs(case).text
+
+
 def test_a_size_that_artifacts_do_not_have(good):
     with pytest.raises(ConfigError, match="fixed input size"):
         diff(good, good, imgsz=320)

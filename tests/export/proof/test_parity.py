@@ -331,6 +331,22 @@ def test_recorded_data_set_comes_second(artifact, tmp_path):
     assert len(gone.inputs) == images.COUNT
 
 
+def test_images_of_the_evaluation_and_of_the_calibration(artifact, tmp_path):
+    import cv2
+
+    for name in ("given", "val", "calib"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    image, gone = artifact.manifest.input, {"data": {"path": str(tmp_path / "gone")}}
+    val, calib = (("split val", [tmp_path / "val/a.png"]), ("calib", [tmp_path / "calib/a.png"]))
+    both = {"evaluated": val, "calibrated": calib}
+    assert gather(tmp_path / "given", gone, image, **both).source == str(tmp_path / "given")
+    found = gather(None, gone, image, **both)
+    assert (found.source, len(found.inputs)) == ("split val", 1)
+    assert gather(None, gone, image, calibrated=calib).source == "calib"
+    assert "pass --data DATA or --images FOLDER" in gather(None, gone, image).source
+
+
 def test_scenes_are_the_same_every_time(artifact, shown):
     again = gather(None, {}, artifact.manifest.input)
     assert all(np.array_equal(a, b) for a, b in zip(shown.inputs, again.inputs, strict=True))

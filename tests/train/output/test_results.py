@@ -111,12 +111,12 @@ def test_log_has_one_line_per_epoch():
     lines = for_terminal(stream)
     assert isinstance(lines, Lines)
     lines.step(STATUS)
-    lines.epoch(ROWS[0])
-    lines.epoch(ROWS[1])
+    lines.epoch(ROWS[0], epochs=2, left=61.0)
+    lines.epoch(ROWS[1], epochs=2, left=0.0)
     lines.close()
     assert stream.getvalue().splitlines() == [
-        "epoch 1: box 0.0700  obj 0.0200  cls 0.0300  lr 0.01000  12.5 s  400 MB",
-        "epoch 2: box 0.0600  obj 0.0150  cls 0.0200  lr 0.00900  12.2 s  410 MB  "
+        "epoch 1/2: box 0.0700  obj 0.0200  cls 0.0300  lr 0.01000  12.5 s  400 MB  left 1:01",
+        "epoch 2/2: box 0.0600  obj 0.0150  cls 0.0200  lr 0.00900  12.2 s  410 MB  "
         "mAP50 0.500  mAP50-95 0.250",
     ]
 
@@ -126,7 +126,7 @@ def test_bar_shows_losses_rate_memory_and_time_left():
     bar = Bar(Console(file=stream, force_terminal=True, width=160, color_system=None))
     bar.step(STATUS)
     bar.step(replace(STATUS, iteration=13))
-    bar.epoch(ROWS[1])
+    bar.epoch(ROWS[1], epochs=60, left=0.0)
     bar.close()
     text = stream.getvalue()
     for part in ("epoch 3/60", "13/13", "box 0.0710", "lr 0.00990", "812 MB", "left 1:02:05"):

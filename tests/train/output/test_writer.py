@@ -86,6 +86,13 @@ def test_folder_has_all_files(finished):
     }
 
 
+def test_result_names_the_report_if_there_is_one(finished, data, model, metrics, tmp_path):
+    assert finished.result().report == finished.folder / "report.html"
+    kept = writer(data, tmp_path / "run")
+    kept.add(ROW, model, metrics)
+    assert kept.result().report is None
+
+
 def test_table_has_the_figures_of_the_evaluated_epoch(finished, metrics):
     first, second = read_csv(finished.folder / "results.csv")
     for name in ("map50", "map50_95", "map75", "map_small", "ar300", "recall", "f1", "conf"):

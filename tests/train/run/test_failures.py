@@ -570,6 +570,7 @@ resume(out) if out.exists() else train(config({data!r}, out, cache="disk"))
 """
 
 
+@pytest.mark.slow
 def test_temporary_files_of_killed_runs_are_removed(data, tmp_path, whole, monkeypatch):
     """kill -9 inside every kind of write; then the run is resumed."""
     out, cache = tmp_path / "run", tmp_path / "cache"

@@ -66,7 +66,7 @@ class Recorder(Progress):
     def step(self, status):
         self.steps.append(status)
 
-    def epoch(self, row):
+    def epoch(self, row, epochs, left):
         self.rows.append(row)
 
     def close(self):

@@ -16,6 +16,10 @@ from y7edge.train.settings.config import TrainConfig
 
 class Steps(Progress):
     count = 0
+    lines = ()
+
+    def log(self, line):
+        self.lines = (*self.lines, line)
 
     def step(self, status):
         self.count += 1
@@ -29,6 +33,9 @@ def test_part_times_add_up(tmp_path, monkeypatch):
     config = replace(small, profile=5, device="cpu")
     found = profile(config, progress=steps)
     assert (found.iterations, found.batch, steps.count) == (5, 2, 5)
+    (introduction,) = (line for line in steps.lines if "training images" in line)
+    assert "a profile of 5 iterations" in introduction and "nothing is saved" in introduction
+    assert "epochs" not in introduction and "y7edge-" not in introduction
     parts = [getattr(found, f"{name}_ms") for name in PARTS]
     assert all(part > 0 for part in parts)
     assert sum(parts) + found.rest_ms == pytest.approx(found.iteration_ms)

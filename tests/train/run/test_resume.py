@@ -251,6 +251,7 @@ def test_signal_ends_the_command_with_130_and_a_hint(data, tmp_path, number):
     assert state.read(out / state.STATE).facts.position.epoch >= 2
 
 
+@pytest.mark.slow
 def test_state_is_kept_if_a_worker_dies(data, tmp_path, whole):
     class Killer(StopAt):
         def step(self, status):

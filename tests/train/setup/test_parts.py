@@ -104,6 +104,31 @@ def test_other_classes_are_reported(trained):
     assert note.endswith("copied by name: dog; new: bus, car")
 
 
+@pytest.mark.parametrize(
+    ("first", "given", "stored", "noted"),
+    [
+        ("GPL-3.0", {}, "GPL-3.0", "stored for the trained weights: the same"),
+        ("GPL-3.0", {"licence": "MIT"}, "MIT", "stored for the trained weights: MIT"),
+        ("MIT", {"licence": "MIT"}, "MIT", None),
+        (None, {}, "unspecified", None),
+    ],
+)
+def test_licence_of_the_initial_weights(first, given, stored, noted, trained, tmp_path):
+    data = scenes.generate(tmp_path / "data", train=2, val=1, size=(96, 96))
+    checkpoint = weights.load(trained)
+    meta = {} if first is None else {"licence": first}
+    weights.save(replace(checkpoint, meta=meta), tmp_path / "first.safetensors")
+    settings = config(data=data, weights=tmp_path / "first.safetensors", workers=0, **given)
+    made = build(replace(settings, out=tmp_path / "run"))
+    assert made.config.licence == stored
+    made.writer.save(made.steps.model, "last.safetensors")
+    assert weights.load(tmp_path / "run/last.safetensors").meta["licence"] == stored
+    assert f"licence: {stored}\n" in (tmp_path / "run/config.yaml").read_text()
+    notes = [note for note in made.start.notes if note.startswith("licence of first.safetensors")]
+    assert (noted is None) == (notes == [])
+    assert noted is None or notes[0] == f"licence of first.safetensors: GPL-3.0; {noted}"
+
+
 def test_model_name_is_not_a_file_of_weights():
     with pytest.raises(ConfigError, match=r"found a model.s name; .* --model yolov7$"):
         start_model(config(weights="yolov7"), NAMES)

@@ -53,16 +53,24 @@ class Report:
         return groups
 
 
-def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = None) -> Report:
+def examine(
+    path: Path | str,
+    *,
+    imgsz: int = 640,
+    val: float | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Run all checks on a data set.
 
     Args:
         path: As for `open_scan`.
         imgsz: Side of the network's input in pixels, to find boxes that are too small for it.
+        val: Check the data set as if this fraction of the images in train were in val, see
+            `y7edge.data.check.splits.split_off`.
         progress: Called with the number of images done and their total.
 
     Raises:
-        DataError: No images were found.
+        DataError: No images were found, or ``val`` is given and there is a split val already.
         RuntimeMissing: Pillow or PyYAML is not installed.
     """
     scan = open_scan(path)
@@ -74,10 +82,14 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     facts = inspect_all(dict.fromkeys(entry.path for entry in scan.entries), progress)
     for entry in scan.entries:
         entry.facts = facts[entry.path]
+    if val is not None:
+        check_splits.split_off(scan, val)
     damaged = {path for path, fact in facts.items() if fact.fault}
     # Skip problems that other checks report: damaged images, data sets without any label file.
     known = {"missing_label": {p for p in facts if not any(e.labelled for e in scan.entries)}}
     known["header"] = damaged
+    # Pascal VOC without lists: all images are in train, and a check reports that val is missing.
+    known["splits"] = {p.file for p in scan.problems if p.check == "splits" and p.fix}
     problems = (p for p in scan.problems if p.file not in known.get(p.check, ()))
     found = [*_findings(problems), *(f for check in CHECKS for f in check.findings(scan))]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))

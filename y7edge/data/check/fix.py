@@ -31,7 +31,7 @@ from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.images import read_deep, reading, to_bytes
 from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
-from y7edge.text import cell, printable, without_active
+from y7edge.text import cell, counted, printable, without_active
 
 _MANY = 0.1  # dropping a larger fraction of the labels is reported as a loss
 # Largest normalized difference between a box and the bounding box of its outline.
@@ -81,7 +81,7 @@ class Cleaned:
         if self.unchanged:
             lines += ["not fixed, check these:", *(f"  {line}" for line in self.unchanged)]
         lines += [f"lost: {words}" for words in self.losses]
-        left = f"{self.after.count('error')} errors, {self.after.count('warning')} warnings"
+        left = ", ".join(counted(self.after.count(each), each) for each in ("error", "warning"))
         lines.append(f"the copy: {left}; all changes are in {self.out / 'changes.csv'}")
         return [printable(line) for line in lines]
 

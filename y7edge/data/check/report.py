@@ -12,13 +12,14 @@ from y7edge import html
 from y7edge.data.check.examine import TITLES, Report
 from y7edge.data.check.libjpeg import captured_messages
 from y7edge.data.check.paths import PAGE_TITLE, in_words, readable
-from y7edge.data.formats.records import SEVERITIES, Corners, Problem
+from y7edge.data.formats.records import SEVERITIES, Corners, Entry, Problem
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
 from y7edge.files import write_text, writing
 from y7edge.text import printable
 
 _SHOWN = 6  # images per check
+_CLASSES = 40  # classes with images
 _DRAWN = 2000  # labels drawn on an image
 _LISTED = 200  # findings per check
 _SIDE = 420  # pixels; longest side of an image
@@ -26,7 +27,7 @@ _GREEN, _RED = (80, 200, 80), (40, 40, 230)  # BGR
 
 
 def write_page(report: Report, path: Path | str) -> None:
-    """Write a self-contained page with at most six images for each check.
+    """Write a self-contained page with images of each class, and at most six for each check.
 
     Raises:
         OutputError: The file cannot be written.
@@ -56,6 +57,7 @@ def _body(report: Report) -> list[str]:
     for (name, level), group in groups.items():
         parts.append(_group(report, f"{TITLES[name]} ({name}, {level})", group))
     parts.append(_summary(report))
+    parts.append(_samples(report))
     return parts
 
 
@@ -70,7 +72,7 @@ def _group(report: Report, title: str, group: list[Problem]) -> str:
         if drawn is not None:
             name = readable(finding.file, root)
             caption = in_words(finding, root)
-            other = _drawn(report, finding.other, None) if finding.other else None
+            other = _drawn(report, finding.other) if finding.other else None
             shown = html.image(drawn, name)
             figures.append(
                 html.pair(drawn, other, caption) if other else html.figure(shown, caption)
@@ -83,8 +85,31 @@ def _group(report: Report, title: str, group: list[Problem]) -> str:
     return html.section(title, html.grid(figures), html.code("\n".join(lines)))
 
 
-def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | None:
-    """Return a small JPEG of an image with its labels in green and the box ``meant`` in red."""
+def _samples(report: Report) -> str:
+    """Return the section with two images of each class: the first and the last that have it."""
+    found: dict[int, list[Entry]] = {}
+    for entry in report.scan.entries:
+        for class_id in {label.class_id for label in entry.labels if label.box is not None}:
+            if class_id is not None:
+                found.setdefault(class_id, []).append(entry)
+    figures = []
+    for class_id in sorted(found)[:_CLASSES]:
+        first, last = found[class_id][0], found[class_id][-1]
+        for entry in (first, last)[: 1 if first is last else 2]:
+            boxes = [label.box for label in entry.labels if label.class_id == class_id]
+            drawn = _drawn(report, entry.path, *boxes[:_DRAWN])
+            if drawn is not None:
+                name = printable(report.scan.name_of(class_id))
+                caption = f"{name}: {readable(entry.path, report.scan.root)}"
+                figures.append(html.figure(html.image(drawn, name), caption))
+    if not figures:
+        return ""
+    words = "For each class, the first and the last image that has it. Red: the boxes of the class."
+    return html.section("Classes", html.paragraph(words, "soft"), html.grid(figures))
+
+
+def _drawn(report: Report, path: Path | None, *meant: Corners | None) -> bytes | None:
+    """Return a small JPEG of an image with its labels in green and the boxes ``meant`` in red."""
     entry = next((e for e in report.scan.entries if e.path == path), None)
     if path is None or (entry is not None and (entry.facts.fault or entry.size is None)):
         return None
@@ -99,9 +124,9 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
     for label in entry.labels[:_DRAWN] if entry is not None else ():
         if label.box is not None:
             _rectangle(small, label.box, _GREEN, 1)
-    if meant is not None:
-        _rectangle(small, meant, _RED, 2)
-        _ring_if_small(small, meant)
+    for box in filter(None, meant):
+        _rectangle(small, box, _RED, 2)
+        _ring_if_small(small, box)
     encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
     return bytes(encoded.tobytes())
 

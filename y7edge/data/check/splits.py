@@ -1,16 +1,17 @@
-"""Checks across images: duplicates, near duplicates, and incomplete splits."""
+"""Checks across images: duplicates, near duplicates, and incomplete splits; making a split."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.check.registry import Checks, Hit
-from y7edge.data.formats.records import SPLITS, Entry, Scan
+from y7edge.data.formats.records import HOW_TO_SPLIT, SPLITS, Entry, Scan
+from y7edge.errors import DataError
 
 CHECKS = Checks()
 
@@ -45,7 +46,8 @@ def _splits(scan: Scan) -> Iterator[Hit]:
     labelled = any(entry.labels for entry in scan.entries)
     for split in ("train", "val"):
         if split not in scan.split_names:
-            yield Hit(f"expected a split {split}, which training needs, found none", scan.source)
+            words = f"expected a split {split}, which training needs, found none"
+            yield Hit(words + HOW_TO_SPLIT.get(split, ""), scan.source)
         elif not scan.in_split(split):
             yield Hit(f"the split {split} has no images", scan.source)
         elif labelled and not any(entry.labels for entry in scan.in_split(split)):
@@ -153,8 +155,22 @@ def _near_leak(scan: Scan) -> Iterator[Hit]:
 
 def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
     """Yield images of split ``other`` that are nearly equal to an image of split ``one``."""
-    left = [p for p in scan.in_split(one) if _has_contrast(p)]
-    right = [p for p in scan.in_split(other) if _has_contrast(p)]
+    for words, first, second, alike in _near_pairs(scan.in_split(one), scan.in_split(other)):
+        if first.facts.digest == second.facts.digest:
+            continue
+        message = (
+            f"({other}) {words}is nearly equal to {first.path.name} ({one}): correlation "
+            f"{alike:.1%} at 32x32; keep images of one scene in one split"
+        )
+        yield Hit(message, second.path, image=second.path, other=first.path)
+
+
+def _near_pairs(
+    ones: Sequence[Entry], others: Sequence[Entry]
+) -> Iterator[tuple[str, Entry, Entry, float]]:
+    """Yield how the second image was transformed, both images, and the correlation of the two."""
+    left = [entry for entry in ones if _has_contrast(entry)]
+    right = [entry for entry in others if _has_contrast(entry)]
     if not left or not right:
         return
     signed = _signs([_thumb(entry) for entry in left])
@@ -165,15 +181,62 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
             found = distance <= _NEAR_BITS
             found &= np.cumsum(found, axis=1, dtype=np.int32) <= _MOST_NEAR
             for row, column in zip(*np.nonzero(found), strict=True):
-                second, first = right[start + row], left[column]
+                first, second = left[column], right[start + row]
                 alike = _correlation(_thumb(first), thumbs[row])
-                if first.facts.digest == second.facts.digest or alike < _NEAR_CORRELATION:
-                    continue
-                message = (
-                    f"({other}) {words}is nearly equal to {first.path.name} ({one}): correlation "
-                    f"{alike:.1%} at 32x32; keep images of one scene in one split"
-                )
-                yield Hit(message, second.path, image=second.path, other=first.path)
+                if alike >= _NEAR_CORRELATION:
+                    yield words, first, second, alike
+
+
+def split_off(scan: Scan, fraction: float) -> None:
+    """Move a fraction of the images of the split train to a new split val.
+
+    Equal and nearly equal images stay together, if there are enough others. Otherwise (a video of
+    one scene), val gets the last images by name. The choice depends only on the pixels of the
+    images, so it is the same in every run.
+
+    Raises:
+        DataError: The data set has a split val, or fewer than two images can be used.
+    """
+    if scan.in_split("val"):
+        count = len(scan.in_split("val"))
+        raise DataError(f"{scan.source}: the split val has {count} images already; omit --val")
+    usable = [entry for entry in scan.in_split("train") if entry.facts.digest and not entry.tiny]
+    if len(usable) < 2:
+        raise DataError(
+            f"{scan.source}: expected at least 2 images in train to divide, found {len(usable)}"
+        )
+    count = min(max(1, round(fraction * len(usable))), len(usable) - 1)
+    chosen: list[Entry] = []
+    left: list[Entry] = []
+    for group in _scenes(usable):
+        fits = len(chosen) + len(group) <= count
+        (chosen if fits else left).extend(group)
+    if len(chosen) < count / 2:
+        left.sort(key=lambda entry: str(entry.path))
+        chosen += left[len(chosen) - count :]
+    scan.split_names = list(dict.fromkeys((*scan.split_names, "val")))
+    for entry in chosen:
+        scan.add("val", entry)
+        entry.splits.remove("train")
+        scan.members["train"].remove(entry)
+
+
+def _scenes(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Return groups of equal and nearly equal images, in an order that depends on their pixels."""
+    parents = {entry.facts.digest: entry.facts.digest for entry in entries}
+
+    def root(digest: str) -> str:
+        while parents[digest] != digest:
+            parents[digest] = digest = parents[parents[digest]]
+        return digest
+
+    for _, first, second, _ in _near_pairs(entries, entries):
+        one, other = sorted((root(first.facts.digest), root(second.facts.digest)))
+        parents[other] = one
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[root(entry.facts.digest)].append(entry)
+    return [groups[digest] for digest in sorted(groups)]
 
 
 def nearly_same(one: Entry, other: Entry) -> bool:

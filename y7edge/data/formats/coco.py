@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from y7edge.data.formats.description import check_names
 from y7edge.data.formats.listing import Places, is_service, listed, tails
 from y7edge.data.formats.records import (
+    HOW_TO_SPLIT,
     MOST_LABELS,
     SPLIT_NAMES,
     SPLITS,
@@ -122,7 +123,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
         if split not in found:
             there = ", ".join(found) or "none"
             words = f"expected COCO annotations for the split '{split}', found {there}"
-            scan.problem("splits", words, source)
+            scan.problem("splits", words + HOW_TO_SPLIT.get(split, ""), source)
             continue
         if len(found[split]) > 1:
             words = f"expected one file for the split '{split}', found "

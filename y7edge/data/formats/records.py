@@ -85,7 +85,7 @@ KINDS: dict[str, Kind] = {
         "one name per class, missing names replaced by numbers"),
     "splits": Kind("error", "refused", "missing or unread splits"),
     "undescribed": Kind("error", "refused", "no data.yaml",
-        "one is written, with classes named by number"),
+        "a data.yaml is written, with classes named by number"),
     "header": Kind("error", "changed", "images without a readable header, size unknown",
         "the image is left out"),
     "pixel_count": Kind("error", "refused", "images with too many pixels to decode",
@@ -135,6 +135,8 @@ KINDS: dict[str, Kind] = {
         "its outline is left out"),
 }
 # fmt: on
+# The end of messages about a missing split val.
+HOW_TO_SPLIT = {"val": "; `y7edge data check DATA --fix OUT --val 0.2` writes a copy with both"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from xml.etree import ElementTree
 from y7edge.data.formats.description import check_names
 from y7edge.data.formats.listing import files_below, images_below, images_in, listed
 from y7edge.data.formats.records import (
+    HOW_TO_SPLIT,
     MOST_LABELS,
     SPLIT_NAMES,
     SPLITS,
@@ -94,7 +95,8 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
         for split in folders if splits is None else splits:
             if split not in folders:
                 words = f"expected a folder {split} with images and XML files, found "
-                scan.problem("splits", f"{words}{', '.join(folders)}", folder)
+                words += ", ".join(folders) + HOW_TO_SPLIT.get(split, "")
+                scan.problem("splits", words, folder)
                 continue
             scan.split_names.append(split)
             for image in images_below(scan, folders[split]):
@@ -153,7 +155,7 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
         scan.split_names.append(split)
         text = read_text(path)
         if text.error:
-            words = f"expected a list, one stem per line: {text.error}"
+            words = f"expected a list, one stem per line: {text.error}{HOW_TO_SPLIT['val']}"
             scan.problem("splits", words, path)
         for number, line in scan.add_text(text).lines if not text.error else ():
             # Stems may contain spaces, but lists of the challenge have a second column.
@@ -174,8 +176,8 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
                 words = f"{stem} is listed twice in {split}; remove one line"
                 scan.problem("listed_twice", words, path, number)
     if not scan.split_names:
-        words = "expected train.txt or val.txt, found neither; write them"
-        scan.problem("splits", words, lists)
+        words = f"expected train.txt or val.txt, found neither{HOW_TO_SPLIT['val']}"
+        scan.problem("splits", words, lists, fix="all images are in train")
         scan.split_names.append("train")
         for entry in entries.values():
             scan.add("train", entry)

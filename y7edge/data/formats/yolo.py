@@ -48,6 +48,7 @@ from y7edge.data.formats.listing import (
     tails,
 )
 from y7edge.data.formats.records import (
+    HOW_TO_SPLIT,
     MOST_LABELS,
     RESPELLED,
     SPLIT_NAMES,
@@ -107,7 +108,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
         if key is None:
             if splits is not None:
                 there = ", ".join(str(key) for key in entries if key != "names") or "none"
-                words = f"expected an entry '{split}', found {there}"
+                words = f"expected an entry '{split}', found {there}{HOW_TO_SPLIT.get(split, '')}"
                 scan.problem("splits", words, path)
             continue
         if key != split:

@@ -173,12 +173,15 @@ def generate(
     Args:
         folder: The folder for ``images/``, ``labels/`` and ``data.yaml``; created if missing.
         train: Number of training images.
-        val: Number of validation images.
+        val: Number of validation images; 0: no split val.
         seed: Seed of the data set.
         size: Height and width of the images.
     """
     root = Path(folder)
-    for number, (split, count) in enumerate((("train", train), ("val", val))):
+    counts = {"train": train, "val": val}
+    for number, (split, count) in enumerate(counts.items()):
+        if not count:
+            continue
         images, labels = root / "images" / split, root / "labels" / split
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
@@ -188,7 +191,8 @@ def generate(
             (images / f"{index:05d}.jpg").write_bytes(encoded.tobytes())
             (labels / f"{index:05d}.txt").write_text(_label_lines(made), encoding="utf-8")
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(NAMES))
-    text = f"# Parts on a tray, seed {seed}\ntrain: images/train\nval: images/val\nnames:\n{names}"
+    splits = "".join(f"{split}: images/{split}\n" for split, count in counts.items() if count)
+    text = f"# Parts on a tray, seed {seed}\n{splits}names:\n{names}"
     write_text(root / "data.yaml", text)
     return root / "data.yaml"
 

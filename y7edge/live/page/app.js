@@ -101,7 +101,7 @@ function receive(message) {
   showState();
 }
 
-// The program may have been started again, with other cameras or another model.
+// The program may have been started again, with other cameras, or uses another model.
 function begin(message) {
   const same = (key) => hello && JSON.stringify(hello[key]) === JSON.stringify(message[key]);
   if (!same("names")) hidden.clear();
@@ -112,6 +112,10 @@ function begin(message) {
   hello = message;
   status = null;
   showBanner("message", "");
+}
+
+function isOfModel(thing) {
+  return thing.model_id === hello.model_id;
 }
 
 function forget() {
@@ -127,8 +131,9 @@ async function receiveImage(data, from) {
   try {
     if (header.problem) throw new Error(header.problem);
     const bitmap = await createImageBitmap(jpeg);
-    // An image that was on its way when the viewer paused, or chose another camera, is not drawn.
-    if (header.source === source && !paused) {
+    // An image that was on its way when the viewer paused, chose another camera, or when the model
+    // was replaced, whose classes have other names, is not drawn.
+    if (header.source === source && !paused && isOfModel(header)) {
       if (shown) shown.bitmap.close();
       shown = { header, bitmap, jpeg };
       showImage();
@@ -351,7 +356,7 @@ function showCounts() {
   const row = status && status.sources[source];
   const cells = $("classes").querySelectorAll(".count");
   cells.forEach((cell, kind) => {
-    const count = row ? row.objects[kind] : 0;
+    const count = row && isOfModel(row) ? row.objects[kind] : 0;
     if (cell.textContent !== (count ? String(count) : "")) cell.textContent = count ? String(count) : "";
   });
 }

@@ -1,8 +1,8 @@
 """Read published ``.pt`` checkpoints without torch and without executing their pickle.
 
-Such a file contains the pickled model object. :mod:`y7edge.models.published.unpickle` loads it with
+Such a file contains the pickled model object. ``y7edge.models.published.unpickle`` loads it with
 inert objects in place of torch modules. This module collects the weights in these objects as torch
-does (``_modules``, ``_parameters``, ``_buffers``). :mod:`y7edge.models.published.keys` translates
+does (``_modules``, ``_parameters``, ``_buffers``). ``y7edge.models.published.keys`` translates
 the names of the weights.
 """
 
@@ -53,7 +53,7 @@ def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     The form and the number of classes follow from the weights. Values (tensors or arrays) are not
     changed; ``anchor_grid`` is dropped, and missing BatchNorm counters become zero. ``name`` is one
-    of :func:`y7edge.models.names`.
+    of ``y7edge.models.names``.
 
     Raises:
         CheckpointError: the keys or shapes differ from those of the variant.

@@ -2,11 +2,11 @@
 
 Names that YOLOv7 checkpoints use are resolved to inert replacements; all others are refused:
 
-* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, with attributes only;
-* tensors become :class:`Tensor`, a view of a :class:`Storage` that is read later;
-* numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
+* modules (``models.*``, ``torch.nn.modules.*``) become ``StandIn``, with attributes only;
+* tensors become ``Tensor``, a view of a ``Storage`` that is read later;
+* numpy scalars and arrays (``best_fitness``) become plain numbers and ``PickledArray``.
 
-:mod:`y7edge.models.published.screening` checks every pickle before it runs.
+``y7edge.models.published.screening`` checks every pickle before it runs.
 """
 
 from __future__ import annotations

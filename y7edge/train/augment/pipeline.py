@@ -87,7 +87,7 @@ def augmented_in_part(
     shape: tuple[int, int] | None = None,
     planes: NDArray[np.uint8],
 ) -> tuple[LabelledImage, Appearance]:
-    """Augment an image like :func:`augmented`, but leave its colours to the training device.
+    """Augment an image like ``augmented``, but leave its colours to the training device.
 
     Returns:
         The image, with labels that are mirrored already, and the appearance that the pixels still

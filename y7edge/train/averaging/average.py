@@ -58,11 +58,11 @@ class Average:
         self.model.load_state_dict(model.state_dict())
 
     def state(self) -> tuple[Mapping[str, Tensor], Counts]:
-        """Return the tensors and counters that :meth:`load` restores."""
+        """Return the tensors and counters that ``load`` restores."""
         return self.model.state_dict(), Counts(self.updates, self.count, self._ended)
 
     def load(self, tensors: Mapping[str, Tensor], counts: Counts) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what ``state`` returned."""
         self.model.load_state_dict(tensors)
         self.updates, self.count, self._ended = counts.updates, counts.count, counts.ended
 
@@ -103,7 +103,7 @@ class Swa(ModelEma):
     """Stochastic weight averaging: the mean of the weights after each of the last epochs.
 
     "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407). The
-    learning rate is constant once averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`).
+    learning rate is constant once averaging begins (``y7edge.train.run.schedule.Schedule.at``).
     Before the mean is evaluated, its BatchNorm statistics are estimated. Before epoch ``begins``
     (from 1), the exponential moving average is evaluated and saved.
     """

@@ -76,7 +76,7 @@ def make_soup(
     training. ``log`` is called with the description of each step.
 
     Raises:
-        ConfigError: see :func:`require_alike`; or the checkpoints have different input sizes.
+        ConfigError: see ``require_alike``; or the checkpoints have different input sizes.
         CheckpointError: a checkpoint is folded.
         DataError: the number of classes differs from the checkpoints', or an image cannot be read.
     """

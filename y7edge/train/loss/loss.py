@@ -63,7 +63,7 @@ class DetectionLoss:
     are averaged over ranks.
 
     ``anchors`` is (L, A, 2) width and height in grid units of their level, finest level first.
-    ``recipe`` has the gains of :func:`scaled`. With label smoothing e, class targets are 1 - e/2
+    ``recipe`` has the gains of ``scaled``. With label smoothing e, class targets are 1 - e/2
     and e/2.
 
     Raises:

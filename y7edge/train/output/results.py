@@ -10,7 +10,8 @@ from pathlib import Path
 from y7edge.errors import CheckpointError, DataError
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.evaluation.plots import save
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, is_file
+from y7edge.train.output.folder import REPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,12 @@ class TrainResult:
     seconds_per_epoch: float  # mean, without validation
     stopped_early: bool  # by ``patience``, before the last epoch
 
+    @property
+    def report(self) -> Path | None:
+        """The page with curves and images; None if it was not written."""
+        page = self.folder / REPORT
+        return page if is_file(page) else None
+
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
     """Write the rows as a table; a score that is None is an empty field."""
@@ -104,7 +111,7 @@ def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[EpochRow]:
-    """Read a table that :func:`write_csv` wrote.
+    """Read a table that ``write_csv`` wrote.
 
     Raises:
         DataError: columns are missing or unexpected, or a field is not a number.

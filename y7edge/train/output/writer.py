@@ -55,7 +55,7 @@ _PACKAGES = (
 
 
 def fitness(row: EpochRow) -> float:
-    """Return the score of an epoch that selects the best checkpoint (:func:`weighted`).
+    """Return the score of an epoch that selects the best checkpoint (``weighted``).
 
     Raises:
         ValueError: the epoch was not evaluated.
@@ -238,11 +238,11 @@ class RunWriter:
         )
 
     def state(self) -> Written:
-        """Return the results so far, from which :meth:`restore` continues."""
+        """Return the results so far, from which ``restore`` continues."""
         return Written(tuple(self.rows), self._conf, tuple(self._drawn))
 
     def restore(self, state: Written) -> None:
-        """Restore a :meth:`state`; the next call of :meth:`add` rewrites the files."""
+        """Restore a ``state``; the next call of ``add`` rewrites the files."""
         self.rows, self._conf, self._drawn = list(state.rows), state.conf, list(state.batches)
         evaluated = [row for row in self.rows if row.map50 is not None]
         self.best = max(evaluated, key=fitness, default=None)  # the first of several equal

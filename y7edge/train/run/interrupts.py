@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Context manager that delays Ctrl-C and SIGTERM until the next call of :meth:`check`.
+    """Context manager that delays Ctrl-C and SIGTERM until the next call of ``check``.
 
     A run calls ``check`` between two batches, where its state can be saved. A second signal raises
     ``KeyboardInterrupt`` immediately. On exit, the previous signal handlers are restored.

@@ -67,7 +67,7 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
         ConfigError: the folder holds no run, or the run is finished.
         CheckpointError: the folder has no complete state.
         DataError: the data have changed since the run began.
-        Y7EdgeError: any other error of :func:`train`.
+        Y7EdgeError: any other error of ``train``.
     """
     check_packages()
     folder = Path(folder)

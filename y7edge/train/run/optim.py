@@ -52,7 +52,7 @@ def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
 def build_optimizer(
     model: nn.Module, recipe: Recipe, weight_decay: float, *, scaled: bool = False
 ) -> torch.optim.SGD:
-    """Create SGD with the three groups; :func:`apply` sets learning rates and momentum.
+    """Create SGD with the three groups; ``apply`` sets learning rates and momentum.
 
     ``scaled``: whether a gradient scaler calls it. If that skips the first step, because a gradient
     is infinite, torch's fused SGD (2.11, 2.13) continues from momenta that were never initialized.

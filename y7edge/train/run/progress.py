@@ -52,8 +52,12 @@ class Progress:
     def advance(self, title: str, done: int, total: int, text: str) -> None:
         """Display that ``done`` of ``total`` steps are done; ``text`` has their values."""
 
-    def epoch(self, row: EpochRow) -> None:
-        """Display a finished epoch; ``row`` is its row of ``results.csv``."""
+    def epoch(self, row: EpochRow, epochs: int, left: float) -> None:
+        """Display a finished epoch.
+
+        ``row`` is its row of ``results.csv``; ``left`` is the time until the last of the ``epochs``
+        epochs, in seconds.
+        """
 
     def close(self) -> None:
         """End the display."""
@@ -69,9 +73,9 @@ class Lines(Progress):
         """Print the message."""
         print(printable(line), file=self._stream, flush=True)
 
-    def epoch(self, row: EpochRow) -> None:
-        """Print losses, learning rate, seconds and mAP."""
-        self.log(describe(row))
+    def epoch(self, row: EpochRow, epochs: int, left: float) -> None:
+        """Print losses, learning rate, seconds, memory, mAP and the time left."""
+        self.log(describe(row, epochs, left))
 
 
 class Bar(Lines):
@@ -120,12 +124,13 @@ def for_terminal(stream: IO[str] | None = None) -> Progress:
     return Bar(Console(file=stream)) if stream.isatty() else Lines(stream)
 
 
-def describe(row: EpochRow) -> str:
-    """Format a finished epoch in one line."""
+def describe(row: EpochRow, epochs: int, left: float) -> str:
+    """Format a finished epoch in one line; ``left`` in seconds."""
     figures = "" if row.map50 is None else f"  mAP50 {row.map50:.3f}  mAP50-95 {row.map50_95:.3f}"
     return (
-        f"epoch {row.epoch}: box {row.box:.4f}  obj {row.obj:.4f}  cls {row.cls:.4f}  "
+        f"epoch {row.epoch}/{epochs}: box {row.box:.4f}  obj {row.obj:.4f}  cls {row.cls:.4f}  "
         f"lr {row.lr:.5f}  {row.seconds:.1f} s  {row.memory_mb:.0f} MB{figures}"
+        f"{f'  left {clock(left)}' if row.epoch < epochs else ''}"
     )
 
 

@@ -65,7 +65,7 @@ def capture(parts: Parts, position: Position) -> State:
 
 
 def restore(parts: Parts, state: State) -> Position:
-    """Restore a state and return its position; check it with :func:`require_fitting` before."""
+    """Restore a state and return its position; check it with ``require_fitting`` before."""
     steps, facts = parts.steps, state.facts
     steps.model.load_state_dict(state.take("model"))
     steps.average.load(state.take("average"), facts.average)

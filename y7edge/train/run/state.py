@@ -113,7 +113,7 @@ class State:
             self.arrays[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous().numpy()
 
     def take(self, prefix: str) -> dict[str, Tensor]:
-        """Return the arrays added by :meth:`put` with this prefix, as tensors by name."""
+        """Return the arrays added by ``put`` with this prefix, as tensors by name."""
         start = f"{prefix}."
         return {
             name.removeprefix(start): torch.from_numpy(array)

@@ -56,7 +56,7 @@ class Steps:
         """Train on one batch of this process, and return its losses.
 
         ``iteration`` counts from 0 over the run. ``images`` are uint8 (B, 3, H, W) RGB;
-        :meth:`to_input` resizes them to ``side``. ``targets`` are float32 (n, 6): image index in
+        ``to_input`` resizes them to ``side``. ``targets`` are float32 (n, 6): image index in
         the batch, class, normalized cx, cy, w, h.
         """
         step = self.schedule.at(iteration)

@@ -23,7 +23,7 @@ class Timing:
 
 
 class PartTimes(Timing):
-    """Timer that sums the seconds of each part until :meth:`collect`.
+    """Timer that sums the seconds of each part until ``collect``.
 
     A GPU runs asynchronously, so its parts are measured with CUDA events.
     """

@@ -154,7 +154,8 @@ class Trainer:
                 parts.writer.add(row, average.model, metrics)
         self.position = Position(position.epoch + 1)
         if parts.writer:
-            self.progress.epoch(parts.writer.rows[-1])
+            left = self._watch.left(self.iteration)
+            self.progress.epoch(parts.writer.rows[-1], parts.config.epochs, left)
         self._save()
 
     def _finish(self) -> TrainResult:

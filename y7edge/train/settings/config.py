@@ -1,6 +1,6 @@
 """Configure a training run.
 
-The configuration contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters. The
+The configuration contains a ``y7edge.train.settings.recipe.Recipe`` of hyper-parameters. The
 published recipes were tuned for 300 epochs on the 118,000 images of COCO, and fail on small data
 sets. Therefore three rules differ from the published training (see ``schedule.py``):
 
@@ -35,6 +35,8 @@ __all__ = ["P5", "TINY", "Recipe", "TrainConfig"]
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # names of Lightning Fabric
 ASSIGNERS = ("auto", "coarse-to-fine", "lead-guided", "independent", "lead")
 CACHES = ("auto", "ram", "disk", "none")
+UNSPECIFIED = "unspecified"
+"""Licence of weights for which none was stated."""
 _MAYBE = replace(FROM_ONE, optional=True)
 _WORKERS = replace(FROM_ZERO, optional=True)
 _SEED = Range("a whole number from 0, below 2**63", high=2**63 - 1, whole=True)
@@ -56,8 +58,8 @@ class TrainConfig:
     width: float = within(POSITIVE, 1.0)  # factor of all channel numbers (y7edge.models.scaling)
     weights: Path | str | None = None  # initial checkpoint; entries that fit are copied
     imgsz: int = within(FROM_ONE, 640)  # side of the square network input, pixels
-    train_split: str = "train"
-    val_split: str = "val"
+    train_split: str = "train"  # name of the split to train on
+    val_split: str = "val"  # name of the split to evaluate
     single_cls: bool = False  # train all classes as one
     autoanchor: bool = True  # search new anchors if those of the model fit too few objects
 
@@ -70,7 +72,7 @@ class TrainConfig:
     freeze: tuple[int, ...] = ()  # indices of frozen rows
 
     # How long
-    epochs: int = within(FROM_ONE, 300)
+    epochs: int = within(FROM_ONE, 300)  # passes over the training split
     batch: int = within(FROM_ONE, 16)  # images per iteration, over all devices
     nominal_batch: int | None = within(_MAYBE, None)  # images per step; None: the recipe's
     patience: int = within(FROM_ZERO, 0)  # stop after so many epochs without improvement; 0: never
@@ -89,9 +91,10 @@ class TrainConfig:
     checkpoint_minutes: float = within(POSITIVE, 10.0)  # between saved states within an epoch
     report: bool = True  # curves, images and report.html at the end of the run
     profile: int = within(FROM_ZERO, 0)  # iterations to measure; 0: off
-    seed: int = within(_SEED, 0)
+    seed: int = within(_SEED, 0)  # of the initial weights and of the order of images
 
-    licence: str = "unspecified"  # of the weights; saved with them
+    # Of the weights; saved with them. By default, that of the initial weights, if they state one.
+    licence: str = UNSPECIFIED
     command: str = ""  # command line of the run
 
     def __post_init__(self) -> None:

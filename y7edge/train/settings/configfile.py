@@ -2,7 +2,7 @@
 
 A recipe is a flat file with the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...), so
 that published hyper-parameter files can be read. A run's ``config.yaml`` has every field of
-:class:`~y7edge.train.settings.config.TrainConfig`, and is read when the run is resumed.
+``y7edge.train.settings.config.TrainConfig``, and is read when the run is resumed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read(path: Path | str) -> TrainConfig:
 
 
 def read_any(path: Path | str) -> TrainConfig | QatConfig:
-    """Read a run's configuration of either kind; see :func:`read` for the errors."""
+    """Read a run's configuration of either kind; see ``read`` for the errors."""
     values = _mapping(Path(path))
     if "checkpoint" in values:
         return decode(QatConfig, values, origin=str(path), error=ConfigError)

@@ -92,7 +92,7 @@ class NamedRecipe:
     sources: Mapping[str, str]
 
     def changed(self, changes: Mapping[str, Any], source: str) -> NamedRecipe:
-        """Return a copy with changed values (see :meth:`Recipe.changed`) from ``source``."""
+        """Return a copy with changed values (see ``Recipe.changed``) from ``source``."""
         recipe = self.recipe.changed(changes)
         return replace(
             self, recipe=recipe, sources={**self.sources, **dict.fromkeys(changes, source)}

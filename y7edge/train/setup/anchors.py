@@ -119,7 +119,7 @@ def choose(
 ) -> tuple[Anchors | None, str]:
     """Search new anchors for a data set if those of the model do not fit enough boxes.
 
-    ``imgsz`` is the longer side of all images, in pixels; ``threshold`` as for :func:`recall`.
+    ``imgsz`` is the longer side of all images, in pixels; ``threshold`` as for ``recall``.
 
     Returns:
         The new anchors of each level, finest first, in pixels, or None to keep those of the model;

@@ -68,7 +68,7 @@ def backbone(spec: Spec) -> tuple[int, ...]:
 
 
 def freeze_rows(model: Model, rows: Iterable[int]) -> None:
-    """Freeze rows; call :func:`apply` after every ``model.train()``.
+    """Freeze rows; call ``apply`` after every ``model.train()``.
 
     Raises:
         ConfigError: a row is not in the model.

@@ -40,7 +40,7 @@ from y7edge.train.run.state import Began
 from y7edge.train.run.steps import Steps, scaler_of
 from y7edge.train.run.timing import Timing
 from y7edge.train.run.validate import Validation, require_labels
-from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.config import UNSPECIFIED, TrainConfig
 from y7edge.train.setup.anchors import choose
 from y7edge.train.setup.finetune import copy_matching
 from y7edge.train.setup.freeze import freeze_rows
@@ -56,9 +56,10 @@ class Start:
     model: Model
     origin: str  # of the weights, such as "trained from random weights"
     notes: tuple[str, ...] = ()  # messages for the log
+    licence: str = UNSPECIFIED  # of the weights that the run starts from
 
     def began(self) -> Began:
-        """Return the values from which :func:`resume_model` creates the model again."""
+        """Return the values from which ``resume_model`` creates the model again."""
         return Began(self.origin, self.notes, self.model.spec.anchors)
 
 
@@ -82,13 +83,18 @@ class Parts:
     def introduction(self) -> str:
         """Describe the run in one line."""
         config, schedule, world = self.config, self.steps.schedule, self.ranks.world
+        # A profile trains in a temporary folder, and ends after some iterations.
+        length = f"{config.epochs} epochs"
+        folder = f"; {self.folder}"
+        if config.profile:
+            length, folder = f"a profile of {config.profile} iterations", "; nothing is saved"
         return (
             f"{self.steps.model.spec.name}, {len(self.data.names)} classes, {self.start.origin}: "
             f"{len(self.train_set)} training images, {len(self.data.split(config.val_split))} "
-            f"validation images, {config.epochs} epochs at {config.imgsz} px, batch "
+            f"validation images, {length} at {config.imgsz} px, batch "
             f"{config.batch}, a step every {schedule.nominal} images, warm-up over "
             f"{schedule.warmup} iterations, on {f'{world} x ' if world > 1 else ''}"
-            f"{self.fabric.device}; {self.folder}"
+            f"{self.fabric.device}{folder}"
         )
 
     def letterboxed_images(self) -> Iterator[Tensor]:
@@ -127,11 +133,11 @@ def build(
     """Build all parts of a run; raise every error that can be found before training.
 
     ``log`` is called with messages. ``fabric`` is a launched Fabric; None: one is opened. ``ranks``
-    None: a single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
+    None: a single process. To resume a run, pass its ``folder``, and its ``Start.began`` as
     ``resumed``. The folder of a new run is locked until ``held`` is closed.
 
     Raises:
-        ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
+        ConfigError, DataError, CheckpointError, DeviceError: see ``loop.train``.
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
@@ -141,6 +147,8 @@ def build(
         require_labels(data.split(config.train_split), "train on")
         names = data.names
         start = resume_model(config, names, resumed) if resumed else make_model(config, data)
+        if config.licence == UNSPECIFIED:
+            config = replace(config, licence=start.licence)
         _require_exportable(start.model, config, data)
         for note in start.notes:
             log(note)
@@ -188,7 +196,7 @@ def make_model(config: TrainConfig, data: Dataset) -> Start:
     """Create the initial model of a new run; fit its anchors if it has random weights.
 
     Raises:
-        ConfigError, CheckpointError: see :func:`start_model`.
+        ConfigError, CheckpointError: see ``start_model``.
     """
     torch.manual_seed(config.seed)
     names, fitting = data.names, None
@@ -295,7 +303,7 @@ def _steps(
 def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
     """Return the description of the model that a run trains.
 
-    ``classes`` is the number of classes; ``anchors`` as for :func:`start_model`.
+    ``classes`` is the number of classes; ``anchors`` as for ``start_model``.
 
     Raises:
         ConfigError: the model is unknown or folded, the width is invalid, or the input size is not
@@ -333,12 +341,12 @@ def start_model(
 ) -> Start:
     """Create the model to train, with initial weights and frozen rows.
 
-    Entries of ``config.weights`` that fit are copied (:mod:`y7edge.train.setup.finetune`).
+    Entries of ``config.weights`` that fit are copied (``y7edge.train.setup.finetune``).
     ``anchors`` are in pixels, finest level first; None: those of the weights, else the published
     ones.
 
     Raises:
-        ConfigError: the model is invalid (see :func:`build_spec`), a row to freeze is not in the
+        ConfigError: the model is invalid (see ``build_spec``), a row to freeze is not in the
             model, or ``config.weights`` is the name of a variant.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
@@ -393,7 +401,11 @@ def _from_weights(
     copied = copy_matching(model, checkpoint, names, str(path))
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
     origin = f"fine-tuned from {source}, {copied.entries} of {copied.total} entries"
-    return Start(model, origin, copied.notes)
+    licence, notes = str(checkpoint.meta.get("licence") or UNSPECIFIED), copied.notes
+    if UNSPECIFIED != licence != config.licence:
+        stated = config.licence if config.licence != UNSPECIFIED else "the same"
+        notes += (f"licence of {path.name}: {licence}; stored for the trained weights: {stated}",)
+    return Start(model, origin, notes, licence)
 
 
 def _frozen_note(config: TrainConfig, model: Model) -> str:

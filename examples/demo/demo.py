@@ -1,6 +1,6 @@
 """Train, fold, export, prove, benchmark and detect on synthetic images.
 
-    make demo            # or: python examples/demo.py
+    make demo            # or: python examples/demo/demo.py
 
 Generates images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, exports
 ONNX files with proofs, measures the latency, and evaluates one file on images from other seeds. All
@@ -10,6 +10,7 @@ misses its limit. Takes about eight minutes on two cores, mostly for training.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -133,8 +134,10 @@ class Evaluation:
     refusal: str
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
     """Run the demo; return the exit code."""
+    about = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(argv)
     try:
         run(FOLDER)
     except Y7EdgeError as error:
@@ -377,4 +380,4 @@ def finish(findings: Findings, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
