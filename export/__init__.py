@@ -10,10 +10,9 @@ The functions are imported on first use, so that ``fold`` works without onnx::
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from y7edge.errors import RuntimeMissing
+from y7edge.errors import public_name
 
 if TYPE_CHECKING:
     from y7edge.export.conversion import build
@@ -37,16 +36,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(_ELSEWHERE[name])
-    except ModuleNotFoundError as error:
-        raise RuntimeMissing(
-            f"y7edge.export.{name} needs {error.name}, which is not installed: pip install "
-            '"y7edge[export]"'
-        ) from error
-    return getattr(module, name)
+    return public_name(__name__, _ELSEWHERE, name, "export")
 
 
 def __dir__() -> list[str]:

@@ -6,8 +6,9 @@ are wrapped once, where they are first caught, with ``raise ... from``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Protocol
 
 from y7edge.text import one_line
@@ -135,3 +136,28 @@ def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise RuntimeMissing(f'{purpose} needs {package}: pip install "y7edge[{extra}]"') from error
+
+
+def public_name(package: str, places: Mapping[str, str], name: str, extra: str) -> Any:
+    """Import a public name of a package from the module that defines it, on first use.
+
+    Args:
+        package: import name of the package, for messages.
+        places: public name -> import name of the module that defines it.
+        name: the name that was asked for.
+        extra: the extra with the packages that these modules need.
+
+    Raises:
+        AttributeError: the package has no such name.
+        RuntimeMissing: a package that the module needs is not installed.
+    """
+    if name not in places:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    try:
+        module = import_module(places[name])
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(
+            f"{package}.{name} needs {error.name}, which is not installed: pip install "
+            f'"y7edge[{extra}]"'
+        ) from error
+    return getattr(module, name)

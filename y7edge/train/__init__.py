@@ -11,10 +11,9 @@ The functions are imported on first use::
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from y7edge.errors import RuntimeMissing
+from y7edge.errors import public_name
 
 if TYPE_CHECKING:
     from y7edge.train.run.loop import TrainResult, resume, train
@@ -35,16 +34,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(_ELSEWHERE[name])
-    except ModuleNotFoundError as error:
-        raise RuntimeMissing(
-            f"y7edge.train.{name} needs {error.name}, which is not installed: pip install "
-            '"y7edge[train]"'
-        ) from error
-    return getattr(module, name)
+    return public_name(__name__, _ELSEWHERE, name, "train")
 
 
 def __dir__() -> list[str]:
